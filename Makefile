@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# On a machine with an NVIDIA driver, CuPy for the CUDA version that the driver supports.
+CUDA_MAJOR := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: \([0-9]*\).*/\1/p' | head -n 1)
+EXTRAS ?= $(if $(filter 12,$(CUDA_MAJOR)),cupy-cuda12,$(if $(CUDA_MAJOR),cupy-cuda13,))
+SAMPLE := data/sample
+
+.PHONY: run test lint types layers pytest clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.run $(SAMPLE)/.complete
+	$(BIN)/stackyard run configs/quickstart.yaml --overwrite
+
+test: $(VENV)/.test lint types layers pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+layers: $(VENV)/.test
+	$(BIN)/lint-imports
+
+pytest: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stackyard needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/.run: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --editable . --group test --constraint constraints.txt
+	touch $@
+
+$(SAMPLE)/.complete: | $(VENV)/.run
+	$(BIN)/stackyard sample $(SAMPLE)
+	touch $@
+
+clean:
+	rm -rf $(VENV) data out

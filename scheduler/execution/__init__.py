@@ -1,0 +1,1 @@
+"""Running jobs on Dask: clusters, the worker's side, the driver, the journal."""

@@ -1,0 +1,1 @@
+"""Image stacks in and out of files."""

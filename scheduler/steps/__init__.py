@@ -1,0 +1,1 @@
+"""The built-in steps, one file each."""
