@@ -1,0 +1,28 @@
+"""What is wrong with a config file, and where."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ConfigProblem:
+    """One thing wrong in a config file. `line` and `column` count from 1; 0 means the file as a whole."""
+
+    file: str
+    line: int
+    column: int
+    what: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return f"{place}: {self.what}"
+
+
+class ConfigError(ValueError):
+    """A config file can't be used; prints one line for each of `problems`, in the order of the file."""
+
+    def __init__(self, *problems: ConfigProblem) -> None:
+        super().__init__(*problems)
+        self.problems = tuple(sorted(problems))
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))

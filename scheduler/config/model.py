@@ -1,0 +1,263 @@
+"""What a config file may say: one frozen model for each of its sections."""
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from string import Formatter
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    PlainValidator,
+    Strict,
+    Tag,
+    TypeAdapter,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+OnPressure = Literal["earliest-finish", "cpu", "wait", "fail"]
+StrictInt = Annotated[int, Strict()]
+NotNegative = Annotated[StrictInt, Field(ge=0)]
+StrictBool = Annotated[bool, Strict()]
+
+
+def _problem(what: str, *, at: str = "") -> PydanticCustomError:
+    """An error for a validator to raise; `at` is the key that is wrong, where the validator sees several."""
+    return PydanticCustomError("config", "{what}", {"what": what, "at": at})
+
+
+def _size(value: Any) -> Any:
+    if isinstance(value, bool | float):
+        raise _problem("expected a size such as 512MiB or 1.5GiB, or whole bytes")
+    if isinstance(value, str) and not re.fullmatch(r"\s*\d*\.?\d+\s*([kmgtp]i?)?b\s*", value, re.IGNORECASE):
+        raise _problem("expected a size such as 512MiB or 1.5GiB, or whole bytes")
+    if isinstance(value, int) and value < 0:
+        raise _problem("a size can't be negative")
+    return value
+
+
+def _size_or_share(value: Any) -> int | str:
+    if not (isinstance(value, str) and value.strip().endswith("%")):
+        return _BYTE_COUNT.validate_python(value)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)
+    if match is None or not 0 < float(match[1]) <= 100:
+        raise _problem("expected a share of host memory from above 0% to 100%")
+    return f"{match[1]}%"
+
+
+def _one_or_more(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _not_empty(value: Any) -> Any:
+    if isinstance(value, list | tuple) and not value:
+        raise _problem("needs at least one entry")
+    return value
+
+
+def _field_text(value: Any) -> Any:
+    """The text of a file name's field: `site: 1` means the text "1", `site: 01` the text "01"."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _resolved(path: Any, info: ValidationInfo) -> Any:
+    """Relative paths count from the config file's folder; from the working directory where there is none."""
+    if not isinstance(path, str | Path) or not str(path):
+        raise _problem("expected a path")
+    if "\0" in str(path):
+        raise _problem("a path can't hold a NUL character")
+    folder = (info.context or {}).get("folder", Path.cwd())
+    return (Path(folder) / Path(path).expanduser()).resolve()
+
+
+def template_fields(template: str) -> tuple[str, ...]:
+    """The names in braces of a pattern or a template, in order; ValueError if the braces don't match."""
+    return tuple(dict.fromkeys(name for _, name, _, _ in Formatter().parse(template) if name))
+
+
+def _template(value: str) -> str:
+    try:
+        fields = template_fields(value)
+    except ValueError as error:
+        raise _problem(f"bad braces: {error}") from error
+    for name in fields:
+        if not name.isidentifier():
+            raise _problem(f"{{{name}}} is no field name: use letters, digits and _")
+    return value
+
+
+ByteCount = Annotated[ByteSize, BeforeValidator(_size)]
+_BYTE_COUNT: TypeAdapter[ByteSize] = TypeAdapter(ByteCount)
+FieldText = Annotated[str, BeforeValidator(_field_text)]
+FieldTexts = Annotated[tuple[FieldText, ...], BeforeValidator(_one_or_more), BeforeValidator(_not_empty)]
+MemoryTypes = Annotated[tuple[str, ...], BeforeValidator(_one_or_more), BeforeValidator(_not_empty)]
+ConfigPath = Annotated[Path, BeforeValidator(_resolved), PlainSerializer(str, when_used="json")]
+Template = Annotated[str, Field(min_length=1), AfterValidator(_template)]
+
+
+class Section(BaseModel):
+    """A section of the config: frozen, and it refuses keys that it doesn't know."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", serialize_by_alias=True, validate_by_name=True, validate_by_alias=True
+    )
+
+
+class InputConfig(Section):
+    """Where the slices are and how they make stacks."""
+
+    path: ConfigPath
+    pattern: Template
+    stack_along: str = "z"
+    select: dict[str, FieldTexts] = {}
+
+
+class DeclareConfig(Section):
+    """The contract of a function that nobody decorated, in the words of `memcore.memory_types`."""
+
+    input: MemoryTypes
+    output: str = "same"
+    slice_by_slice: StrictBool = False
+    splittable: Literal["z", "zyx"] | None = None
+    halo: tuple[NotNegative, NotNegative, NotNegative] = (0, 0, 0)
+    workspace: ByteCount | None = None
+
+
+class StepConfig(Section):
+    """One step: a built-in's name, `package.module:function` or `package.module:StepClass`."""
+
+    use: Annotated[str, Field(min_length=1)]
+    with_: Annotated[dict[str, JsonValue], Field(alias="with")] = {}
+    memory: MemoryTypes | None = None
+    declare: DeclareConfig | None = None
+    inputs: dict[str, dict[str, FieldText]] | None = None
+
+
+class OutputConfig(Section):
+    """Where results go; `name` is a template of the pattern's fields."""
+
+    path: ConfigPath
+    format: Literal["ome-tiff", "ome-zarr"] = "ome-tiff"
+    name: Template
+
+
+class VirtualGpus(Section):
+    """Devices that are only accounts of bytes: multi-GPU runs on a laptop."""
+
+    virtual: Annotated[tuple[Annotated[ByteCount, Field(gt=0)], ...], BeforeValidator(_not_empty)]
+
+
+def _gpus_kind(value: Any) -> str:
+    if isinstance(value, dict | VirtualGpus):
+        return "mapping"
+    return "list" if isinstance(value, list | tuple) else "word"
+
+
+Gpus = Annotated[
+    Annotated[Literal["auto"], Tag("word")]
+    | Annotated[tuple[NotNegative, ...], Tag("list")]
+    | Annotated[VirtualGpus, Tag("mapping")],
+    Discriminator(_gpus_kind),
+]
+
+
+class DevicesConfig(Section):
+    """Which devices to use. Numbers are NVML indices among the devices that CUDA_VISIBLE_DEVICES allows."""
+
+    gpus: Gpus = "auto"
+    cpu: StrictBool = True
+    headroom: ByteCount = ByteSize(512 << 20)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.gpus == () and not self.cpu:
+            raise _problem("no GPUs and cpu: false leave nothing to run on", at="cpu")
+        if isinstance(self.gpus, tuple) and len(set(self.gpus)) < len(self.gpus):
+            raise _problem("names a device twice", at="gpus")
+        return self
+
+
+class MemoryConfig(Section):
+    """What to do under memory pressure, and how much of the host's memory a run may take."""
+
+    on_pressure: OnPressure = "earliest-finish"
+    host_limit: Annotated[int | str, PlainValidator(_size_or_share)] = "75%"
+    reproducible: StrictBool = False
+
+    def host_limit_bytes(self, total: int) -> int:
+        """The limit in bytes on a host with `total` bytes of memory."""
+        if isinstance(self.host_limit, str):
+            return int(total * float(self.host_limit.removesuffix("%")) / 100)
+        return self.host_limit
+
+
+class JobsConfig(Section):
+    """Limits for each job, and how many equal failures before any success stop the run."""
+
+    timeout_s: Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)] | None = 3600.0
+    priority: StrictInt = 0
+    max_failures: Annotated[StrictInt, Field(ge=1)] = 10
+
+
+class ClusterConfig(Section):
+    """Where jobs run: `local` starts worker processes here, `address` uses a Dask cluster that is running."""
+
+    kind: Literal["local", "address"] = "local"
+    address: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.kind == "address") != (self.address is not None):
+            what = "needs an address such as tcp://host:8786" if self.address is None else "takes no address"
+            raise _problem(f"kind {self.kind} {what}", at="address")
+        return self
+
+
+class RunConfig(Section):
+    """A whole run. It pickles, and `model_validate` takes what `model_dump(mode="json")` gives."""
+
+    input: InputConfig
+    steps: Annotated[tuple[StepConfig, ...], BeforeValidator(_not_empty)]
+    output: OutputConfig
+    devices: DevicesConfig = DevicesConfig()
+    memory: MemoryConfig = MemoryConfig()
+    jobs: JobsConfig = JobsConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    config_file: ConfigPath | None = None
+    """The file that this was read from. Modules beside it can be named in `use`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        known = template_fields(self.input.pattern)
+        # Without the field to stack along each file holds whole stacks, and its own axes add fields.
+        if self.input.stack_along in known:
+            left = [name for name in known if name != self.input.stack_along]
+            for at, names, allowed in (
+                ("input.select", self.input.select, known),
+                ("output.name", template_fields(self.output.name), left),
+            ):
+                for name in names:
+                    if name not in allowed:
+                        what = f"{{{name}}} is no field of {self.input.pattern}{nearest(name, allowed)}"
+                        raise _problem(what, at=at)
+        return self
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` with the known word that is most like `word`; else the list of what is known."""
+    known = list(known)
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known here: {', '.join(known)}" if known else ""
