@@ -1,0 +1,30 @@
+"""The knobs of the dispatcher, as records."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class OnPressure(StrEnum):
+    """What a job does when no device can take it now."""
+
+    EARLIEST_FINISH = "earliest-finish"
+    CPU = "cpu"
+    WAIT = "wait"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How to decide. The defaults are those of the YAML's `memory` and `jobs` sections.
+
+    `elastic`: devices may still join, so a job for which there is no device kind yet waits instead of failing.
+    `overtake_limit`: how many jobs of later batches may pass a waiting job before a device is drained for it.
+    `max_oom_attempts`: out-of-memory ends on devices before the ladder goes on to the next rung.
+    """
+
+    on_pressure: OnPressure = OnPressure.EARLIEST_FINISH
+    reproducible: bool = False
+    elastic: bool = False
+    max_failures: int = 10
+    overtake_limit: int = 64
+    max_oom_attempts: int = 3
