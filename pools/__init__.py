@@ -1,1 +1,46 @@
-"""pools"""
+"""Pools of reusable arrays: budgets, alias-proof recycling, and memory given back under pressure.
+
+Public names load on first use, so that `import pools` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pools.array_pool import ArrayPool as ArrayPool
+    from pools.errors import ForkedPoolError as ForkedPoolError
+    from pools.errors import LeaseEndedError as LeaseEndedError
+    from pools.errors import LiveAliasError as LiveAliasError
+    from pools.errors import PoolExhaustedError as PoolExhaustedError
+    from pools.holder import held_by as held_by
+    from pools.lease import Lease as Lease
+    from pools.pool_set import PoolSet as PoolSet
+    from pools.stats import LeaseInfo as LeaseInfo
+    from pools.stats import PoolStats as PoolStats
+
+_HOME = {
+    "ArrayPool": "pools.array_pool",
+    "ForkedPoolError": "pools.errors",
+    "Lease": "pools.lease",
+    "LeaseEndedError": "pools.errors",
+    "LeaseInfo": "pools.stats",
+    "LiveAliasError": "pools.errors",
+    "PoolExhaustedError": "pools.errors",
+    "PoolSet": "pools.pool_set",
+    "PoolStats": "pools.stats",
+    "held_by": "pools.holder",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pools' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

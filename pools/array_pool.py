@@ -1,0 +1,253 @@
+"""The pool: arrays lent, taken back when nothing sees them any more, and lent again."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import prod
+from operator import index
+from time import monotonic
+from typing import Any, NoReturn
+
+from memcore.info import bytes_text
+from pools.block import Block
+from pools.budget import Budget
+from pools.errors import ForkedPoolError, PoolExhaustedError
+from pools.holder import Holder, current_holder
+from pools.idle import IdleBlocks
+from pools.lease import Lease
+from pools.owner import Owner
+from pools.sizes import parse_size, size_class
+from pools.stats import LeaseInfo, PoolStats, holder_text
+from pools.store import HostStore, Store
+
+
+class ArrayPool:
+    """Reusable arrays of one memory type on one device, under a limit in bytes.
+
+    A buffer is lent again only when nothing can see it any more: no view, slice, memoryview or import into
+    another framework. This is the object behind every array (`pools.owner`) that says so, not a count of
+    references to the array that was lent.
+
+    Parameters
+    ----------
+    limit
+        Bytes in use and idle, at most; an int, a text like "4GiB", or a `Budget` shared with other pools.
+    idle_limit
+        Bytes kept for reuse, at most; by default the whole limit.
+    store
+        Where buffers come from; by default host memory as NumPy arrays.
+    relieve
+        Called with a number of bytes, outside every lock, when the limit is reached or an allocation
+        failed: gives back idle memory of others and returns how much.
+
+    Notes
+    -----
+    Thread-safe: any thread may acquire, and an array may die on any thread. A pool can be neither pickled
+    nor used after a fork.
+    """
+
+    def __init__(
+        self,
+        limit: "int | str | Budget",
+        *,
+        idle_limit: int | str | None = None,
+        memory_type: str = "numpy",
+        device: int | str = "cpu",
+        store: Store | None = None,
+        relieve: Callable[[int], int] | None = None,
+    ) -> None:
+        self.memory_type = memory_type
+        self.device = device
+        self.budget = limit if isinstance(limit, Budget) else Budget(limit)
+        self.idle_limit = self.budget.limit if idle_limit is None else parse_size(idle_limit)
+        self._store = store if store is not None else HostStore()
+        self._relieve = relieve
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._closed = False
+        # Invariant, under the lock: a block is in exactly one of _lent and _idle, or its last owner waits
+        # in _returned (then it still counts as lent).
+        self._lent: set[Block] = set()
+        self._idle = IdleBlocks()
+        self._returned: deque[Block] = deque()
+        self._hits = self._misses = self._refused = 0
+        self._bytes_lent = self._bytes_peak = self._bytes_trimmed = 0
+
+    def acquire(
+        self, shape: int | Sequence[int], dtype: Any, *, job: str | None = None, step: str | None = None
+    ) -> Lease:
+        """An array of this shape and dtype for a `with` block: `with pool.acquire(shape, dtype) as array:`.
+
+        Its values are whatever the last user left; fill it. `job` and `step` name who holds it, by default
+        the surrounding `held_by`.
+
+        Raises
+        ------
+        PoolExhaustedError
+            The bytes don't fit under the limit.
+        """
+        kind = self._store.dtype(dtype)
+        sides = (shape,) if isinstance(shape, int) else tuple(map(index, shape))
+        if sides and min(sides) < 0:
+            raise ValueError(f"negative dimensions in shape {sides}")
+        holder = (job, step) if job is not None or step is not None else current_holder()
+        block = self._block(prod(sides) * kind.itemsize or 1, sides, kind, holder)
+        return Lease(self, block, sides, kind)
+
+    lease = acquire
+
+    def stats(self) -> PoolStats:
+        """What the pool did and holds now."""
+        with self._lock:
+            self._drain()
+            return PoolStats(
+                self._hits,
+                self._misses,
+                self._bytes_lent,
+                self._idle.nbytes,
+                self._bytes_peak,
+                self._bytes_trimmed,
+                self._refused,
+            )
+
+    def leases(self) -> list[LeaseInfo]:
+        """Every buffer that somebody holds, the longest held first."""
+        now = monotonic()
+        with self._lock:
+            self._drain()
+            lent = [
+                LeaseInfo(
+                    self.memory_type, self.device, block.shape, str(block.dtype), block.nbytes,
+                    now - block.since, *block.holder, block.ended,
+                )
+                for block in self._lent
+            ]  # fmt: skip
+        return sorted(lent, key=lambda lease: -lease.age_s)
+
+    def trim(self, nbytes: int | None = None) -> int:
+        """Free idle buffers, least recently used first, until `nbytes` are freed (all by default).
+
+        Returns the bytes freed. Buffers in use are never touched.
+        """
+        with self._lock:
+            self._drain()
+            return self._free_oldest(self._idle.nbytes if nbytes is None else nbytes)
+
+    def close(self) -> None:
+        """Free what is idle and refuse new leases. Arrays still seen stay valid until they die."""
+        with self._lock:
+            self._closed = True
+            self._drain()
+            self._free_oldest(self._idle.nbytes)
+
+    def _block(self, nbytes: int, shape: tuple[int, ...], dtype: Any, holder: Holder) -> Block:
+        size = size_class(nbytes)
+        with self._lock:
+            self._check_usable()
+            if self._returned:
+                self._drain()
+            block = self._idle.take(size) or (self._idle.take(nbytes) if nbytes != size else None)
+            if block is not None:
+                self._hits += 1
+                self._note_lent(block)
+                block.lend(shape, dtype, holder)
+                return block
+            self._misses += 1
+        granted = self._room(size, nbytes)
+        if not granted:
+            self._refuse(nbytes, holder)
+        try:
+            block = self._allocate(granted)
+        except BaseException:
+            self.budget.give(granted)
+            raise
+        with self._lock:
+            self._note_lent(block)
+            block.lend(shape, dtype, holder)
+        return block
+
+    def _room(self, size: int, nbytes: int) -> int:
+        """Take `size` bytes of the budget, or as little as `nbytes`; 0 if no idle memory is left to give."""
+        while True:
+            granted = self.budget.take(size, nbytes)
+            if granted:
+                return granted
+            short = nbytes - self.budget.free
+            if self.trim(short) == 0 and (self._relieve is None or self._relieve(short) == 0):
+                # another thread may have given back between the first try and now
+                return self.budget.take(size, nbytes)
+
+    def _allocate(self, nbytes: int) -> Block:
+        try:
+            return self._store.allocate(nbytes)
+        except MemoryError:
+            if self._relieve is None:
+                raise
+        # outside the except block: the traceback would pin arrays that are to be given back
+        self._relieve(nbytes)
+        return self._store.allocate(nbytes)
+
+    def _refuse(self, nbytes: int, holder: Holder) -> NoReturn:
+        with self._lock:
+            self._refused += 1
+            in_use, idle = self._bytes_lent, self._idle.nbytes
+        raise PoolExhaustedError(
+            f"{self.memory_type} pool on {self.device}: {nbytes} bytes ({bytes_text(nbytes)}) asked"
+            f"{holder_text(holder)}, but {self.budget} are taken ({bytes_text(in_use)} in use and "
+            f"{bytes_text(idle)} idle in this pool). Release arrays, or raise the limit"
+        )
+
+    def _export(self, block: Block) -> Owner:
+        """A further owner for a block whose lease is alive."""
+        self._check_process()
+        owner = Owner(block, self._returned)
+        with self._lock:
+            block.exports += 1
+        return owner
+
+    def _drain(self) -> None:
+        """Take back the blocks whose last owner has died. Called under the lock."""
+        while self._returned:
+            block = self._returned.popleft()
+            block.exports -= 1
+            if block.exports:
+                continue
+            self._lent.remove(block)
+            self._bytes_lent -= block.nbytes
+            self._store.returned(block)
+            self._idle.add(block)
+            excess = self._idle.nbytes - (0 if self._closed else self.idle_limit)
+            if excess > 0:
+                self._free_oldest(excess)
+
+    def _note_lent(self, block: Block) -> None:
+        self._lent.add(block)
+        self._bytes_lent += block.nbytes
+        self._bytes_peak = max(self._bytes_peak, self._bytes_lent)
+
+    def _free_oldest(self, nbytes: int) -> int:
+        """Free idle blocks until `nbytes` are freed. Called under the lock: none is lent meanwhile."""
+        freed = 0
+        while freed < nbytes and (block := self._idle.oldest()) is not None:
+            self._idle.remove(block)
+            self._store.free(block)
+            self.budget.give(block.nbytes)
+            freed += block.nbytes
+        self._bytes_trimmed += freed
+        return freed
+
+    def _check_usable(self) -> None:
+        self._check_process()
+        if self._closed:
+            raise RuntimeError(f"the {self.memory_type} pool on {self.device} is closed")
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedPoolError(
+                f"the {self.memory_type} pool on {self.device} belongs to process {self._pid}; "
+                f"make a new one in process {os.getpid()}, or spawn processes instead of forking them"
+            )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a pool can't be pickled: its buffers belong to this process; make one in each")

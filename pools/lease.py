@@ -1,0 +1,159 @@
+"""A lease: the right to one array of a pool until it is released."""
+
+import gc
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from memcore.info import bytes_text
+from pools.errors import LeaseEndedError, LiveAliasError
+from pools.owner import Owner
+from pools.stats import holder_text
+
+if TYPE_CHECKING:
+    from pools.array_pool import ArrayPool
+    from pools.block import Block
+
+
+class Lease:
+    """One array of a pool, ours until the lease ends; afterwards it must not be touched.
+
+    Used as `with pool.acquire(shape, dtype) as array:`, or held as an object and given back by `release`.
+    The buffer is reused when the lease has ended *and* nothing sees the array any more: leaving the `with`
+    block ends the lease, and views that outlive it stay valid and keep the buffer.
+
+    Attributes
+    ----------
+    shape, dtype, nbytes
+        Of the array; `nbytes` is what the buffer takes from the device, its size class.
+
+    Notes
+    -----
+    A lease belongs to one thread at a time; it may end in another than it began in.
+    """
+
+    __slots__ = ("__weakref__", "_array", "_block", "_owner", "_pool", "dtype", "shape")
+
+    def __init__(self, pool: "ArrayPool", block: "Block", shape: tuple[int, ...], dtype: Any) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self._pool = pool
+        self._block = block
+        self._array: Any = None
+        self._owner: ref[Owner] | None = None
+        self._lend(Owner(block, pool._returned), writeable=True)
+
+    def _lend(self, owner: Owner, *, writeable: bool) -> None:
+        # only the array holds the owner: the lease must not keep alive what it waits for
+        self._array = self._pool._store.lend(owner, self.shape, self.dtype, writeable=writeable)
+        self._owner = ref(owner)
+
+    @property
+    def array(self) -> Any:
+        """The array, C-contiguous; its values are whatever the last user left.
+
+        Raises
+        ------
+        LeaseEndedError
+            The lease is over.
+        """
+        array = self._array
+        if array is None:
+            raise LeaseEndedError(f"{self} has ended; acquire a new one")
+        return array
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the buffer takes from its device."""
+        return self._block.nbytes
+
+    @property
+    def ended(self) -> bool:
+        """Whether the lease is over."""
+        return self._array is None
+
+    def __enter__(self) -> Any:
+        return self.array
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End the lease without insisting: what still sees the array keeps the buffer; again is fine."""
+        if self._array is not None:
+            self._block.ended = True
+            self._array = None
+
+    def release(self, timeout_s: float = 1.0) -> None:
+        """Wait for device and asynchronous CPU work, then give the buffer back for certain.
+
+        Raises
+        ------
+        LiveAliasError
+            Something still sees the array after `timeout_s` seconds. The lease is still valid.
+        LeaseEndedError
+            The lease is over already.
+        """
+        spare = self._unseen(timeout_s, "released")
+        self._block.ended = True
+        del spare
+
+    def freeze(self, timeout_s: float = 1.0) -> Any:
+        """The array again, now read-only for good, for frameworks that take arrays to be immutable.
+
+        Only when nothing else sees the array: a writeable alias would change what the framework believes
+        constant. Afterwards `lease.array` is the frozen array; the lease goes on as before.
+
+        Raises
+        ------
+        LiveAliasError
+            Something still sees the writeable array after `timeout_s` seconds. The lease is still valid.
+        LeaseEndedError
+            The lease is over already.
+        """
+        self._lend(self._unseen(timeout_s, "frozen"), writeable=False)
+        return self._array
+
+    def _unseen(self, timeout_s: float, what: str) -> Owner:
+        """Take the array back; returns a new owner of the block, which nothing but the caller knows.
+
+        The new owner keeps the block out of the pool's hands while the old one dies.
+        """
+        array, seen = self.array, self._owner
+        assert seen is not None
+        spare = self._pool._export(self._block)
+        again = self._pool._store.remember(array)
+        self._array = None
+        del array
+        if self._pool._store.settle(lambda: seen() is None, timeout_s):
+            return spare
+        holders = ""
+        owner = seen()
+        if owner is None:  # the last alias died between the deadline and now
+            return spare
+        self._array = again()
+        if self._array is None:
+            self._lend(owner, writeable=not owner.readonly)
+        else:
+            holders = _holders(self._array)
+        raise LiveAliasError(
+            f"{self} can't be {what}: its array is still seen after {timeout_s:g} s{holders}. "
+            f"Drop every view and import of it first; leaving the `with` block doesn't insist"
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<lease of {self._pool.memory_type} {self.dtype} {self.shape} on {self._pool.device}, "
+            f"{bytes_text(self._block.nbytes)}{holder_text(self._block.holder)}>"
+        )
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a lease can't be pickled: its buffer belongs to this process; copy the array")
+
+
+def _holders(array: Any) -> str:
+    """What holds the array directly, as far as the garbage collector can tell."""
+    kinds = sorted({type(holder).__name__ for holder in gc.get_referrers(array)} - {"Lease", "cell"})
+    return f", by a {', a '.join(kinds)}" if kinds else ""
