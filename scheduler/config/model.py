@@ -26,6 +26,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from scheduler.images.errors import InputError
+from scheduler.images.patterns import parse_pattern
+
 OnPressure = Literal["earliest-finish", "cpu", "wait", "fail"]
 StrictInt = Annotated[int, Strict()]
 NotNegative = Annotated[StrictInt, Field(ge=0)]
@@ -66,9 +69,10 @@ def _not_empty(value: Any) -> Any:
     return value
 
 
-def _field_text(value: Any) -> Any:
-    """The text of a file name's field: `site: 1` means the text "1", `site: 01` the text "01"."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def _field_value(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise _problem("expected text or a whole number; put it in quotes if it looks like something else")
+    return value
 
 
 def _resolved(path: Any, info: ValidationInfo) -> Any:
@@ -81,8 +85,16 @@ def _resolved(path: Any, info: ValidationInfo) -> Any:
     return (Path(folder) / Path(path).expanduser()).resolve()
 
 
+def _pattern(text: str) -> str:
+    try:
+        parse_pattern(text)
+    except InputError as error:
+        raise _problem(str(error)) from error
+    return text
+
+
 def template_fields(template: str) -> tuple[str, ...]:
-    """The names in braces of a pattern or a template, in order; ValueError if the braces don't match."""
+    """The names in braces of a template, in order; ValueError if the braces don't match."""
     return tuple(dict.fromkeys(name for _, name, _, _ in Formatter().parse(template) if name))
 
 
@@ -99,10 +111,12 @@ def _template(value: str) -> str:
 
 ByteCount = Annotated[ByteSize, BeforeValidator(_size)]
 _BYTE_COUNT: TypeAdapter[ByteSize] = TypeAdapter(ByteCount)
-FieldText = Annotated[str, BeforeValidator(_field_text)]
-FieldTexts = Annotated[tuple[FieldText, ...], BeforeValidator(_one_or_more), BeforeValidator(_not_empty)]
+# The number 1 stands for the texts "1" and "01" of a file name, the text "01" only for itself.
+FieldValue = Annotated[int | str, BeforeValidator(_field_value)]
+FieldValues = Annotated[tuple[FieldValue, ...], BeforeValidator(_one_or_more), BeforeValidator(_not_empty)]
 MemoryTypes = Annotated[tuple[str, ...], BeforeValidator(_one_or_more), BeforeValidator(_not_empty)]
 ConfigPath = Annotated[Path, BeforeValidator(_resolved), PlainSerializer(str, when_used="json")]
+FilePattern = Annotated[str, Field(min_length=1), AfterValidator(_pattern)]
 Template = Annotated[str, Field(min_length=1), AfterValidator(_template)]
 
 
@@ -118,9 +132,9 @@ class InputConfig(Section):
     """Where the slices are and how they make stacks."""
 
     path: ConfigPath
-    pattern: Template
+    pattern: FilePattern
     stack_along: str = "z"
-    select: dict[str, FieldTexts] = {}
+    select: dict[str, FieldValues] = {}
 
 
 class DeclareConfig(Section):
@@ -141,7 +155,7 @@ class StepConfig(Section):
     with_: Annotated[dict[str, JsonValue], Field(alias="with")] = {}
     memory: MemoryTypes | None = None
     declare: DeclareConfig | None = None
-    inputs: dict[str, dict[str, FieldText]] | None = None
+    inputs: dict[str, dict[str, FieldValue]] | None = None
 
 
 class OutputConfig(Section):
@@ -239,7 +253,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        known = template_fields(self.input.pattern)
+        known = parse_pattern(self.input.pattern).fields
         # Without the field to stack along each file holds whole stacks, and its own axes add fields.
         if self.input.stack_along in known:
             left = [name for name in known if name != self.input.stack_along]

@@ -54,7 +54,7 @@ def problems(path: Path) -> list[str]:
 def test_whole_config(write, tmp_path):
     config = load_config(write(WHOLE))
     assert config.input.path == tmp_path / "data/plate1"
-    assert config.input.select == {"well": ("A01", "B*"), "site": ("01", "2")}
+    assert config.input.select == {"well": ("A01", "B*"), "site": ("01", 2)}
     assert [step.use for step in config.steps] == [
         "gaussian",
         "skimage.restoration:denoise_tv_chambolle",
@@ -66,7 +66,7 @@ def test_whole_config(write, tmp_path):
     assert declare is not None
     assert (declare.input, declare.output, declare.splittable) == (("numpy",), "numpy", "z")
     assert (declare.halo, declare.workspace) == ((1, 0, 0), 64 << 20)
-    assert config.steps[2].inputs == {"image": {"channel": "1"}, "nuclei": {"channel": "2"}}
+    assert config.steps[2].inputs == {"image": {"channel": 1}, "nuclei": {"channel": 2}}
     assert (config.output.path, config.output.format) == (tmp_path / "out", "ome-tiff")
     assert (config.devices.gpus, config.devices.cpu, config.devices.headroom) == ("auto", True, 512 << 20)
     assert (config.memory.on_pressure, config.memory.reproducible) == ("wait", True)
@@ -236,6 +236,17 @@ config_file: x
             'tif", select: {site: 1}}',
             "1:55: input.select: {site} is no field of {well}_z{z}.tif; known here: well, z",
         ),
+        (
+            "{well}_z{z}",
+            "{well}{z}",
+            "1:28: input.pattern: pattern '{well}{z}.tif': fields {well} and {z} touch",
+        ),
+        (
+            'tif"}',
+            'tif", select: {well: [1.5]}}',
+            "1:63: input.select.well[0]: expected text or a whole number",
+        ),
+        ('tif"}', 'tif", select: {well: []}}', "1:62: input.select.well: needs at least one entry"),
         ("steps: [{use: gaussian}]", "steps: []", "2:8: steps: needs at least one entry"),
         ("steps: [{use: gaussian}]", "steps: gaussian", "2:8: steps: expected a list"),
         ("steps: [{use: gaussian}]", "steps: [gaussian]", "2:9: steps[0]: expected a mapping of keys"),
@@ -245,7 +256,8 @@ config_file: x
     ],
 )
 def test_refused_values(write, old, new, problem):
-    assert problems(write(LEAST.replace(old, new))) == [problem]
+    (found,) = problems(write(LEAST.replace(old, new)))
+    assert found.startswith(problem)
 
 
 def test_missing_sections_are_named(write):

@@ -1,0 +1,62 @@
+"""The `stackyard` command. Each command imports what it needs when it is called: help comes at once."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="stackyard",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error too.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+def main() -> None:
+    """Entry point of the `stackyard` command."""
+    if sys.platform == "win32":
+        sys.exit("stackyard needs Linux or macOS; on Windows, run it in WSL2")
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"stackyard {version('stackyard')}")
+        raise typer.Exit
+
+
+@app.callback()
+def stackyard(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Run microscopy image-stack jobs over GPUs and CPUs without running out of memory."""
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="The YAML file that describes the run.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what failed.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run the jobs of a config file.
+
+    Progress goes to standard error. Ctrl-C stops after what is running; results that are done are kept.
+
+    Exit status: 0 all done; 1 some jobs failed; 2 nothing could start; 130 interrupted.
+
+    Example: stackyard run configs/quickstart.yaml
+    """
+    from scheduler.screens.run_command import run_command
+
+    raise typer.Exit(run_command(config, overwrite=overwrite, as_json=as_json, quiet=quiet, debug=debug))

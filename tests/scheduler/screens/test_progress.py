@@ -1,0 +1,113 @@
+"""What a person sees of a run: a live view on a terminal, lines without control codes elsewhere."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from scheduler.execution.status import RunStatus
+from scheduler.screens.progress import (
+    LiveProgress,
+    PlainProgress,
+    draw_status,
+    progress_on,
+    status_line,
+)
+
+
+def drawn(status: RunStatus, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(draw_status(status))
+    return console.file.getvalue()
+
+
+def test_view_shows_jobs_rate_and_eta(status):
+    assert drawn(status).splitlines()[0].split("  ") == [
+        "120/480 done",
+        "4 running",
+        "354 waiting",
+        "2 failed",
+        "1.4 jobs/s",
+        "1 min 23 s, about 4 min 11 s left",
+    ]
+
+
+def test_view_shows_each_devices_memory_and_says_what_is_virtual(status):
+    lines = drawn(status).splitlines()
+    (gpu0,) = (line for line in lines if line.startswith("gpu0"))
+    assert "8 GiB reserved, 10 GiB free" in gpu0
+    assert "of 24 GiB" in gpu0
+    assert "2 running  80 done" in gpu0
+    assert any(line.startswith("gpu1 virtual") for line in lines)
+    (gpu2,) = (line for line in lines if line.startswith("gpu2"))
+    assert "unknown" in gpu2
+    assert "NVML: GPU is lost" in gpu2
+
+
+def test_view_shows_the_three_longest_waits_with_their_reasons(status):
+    text = drawn(status)
+    assert "needs 9 GiB on gpu0, 2 GiB is free" in text
+    assert "reason three" in text
+    assert "reason four" not in text
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_view_fits_a_narrow_terminal(status, width):
+    assert max(map(len, drawn(status, width).splitlines())) <= width
+
+
+def test_view_before_the_first_job_is_known():
+    assert drawn(RunStatus("out", "starting", 0, 0, 0, 0, 0.0)).startswith(
+        "0/0 done  0 running  0 waiting  0.0 s  starting"
+    )
+
+
+def test_names_and_reasons_are_no_markup_and_no_control_codes(status):
+    odd = replace(status.waiting[0], job="[red]A\x1b[2J", reason="[/] over\x07")
+    text = drawn(replace(status, waiting=(odd,)))
+    assert "[red]A\\x1b[2J" in text
+    assert "[/] over\\x07" in text
+
+
+def test_line(status):
+    assert status_line(replace(status, devices=status.devices[2:])) == (
+        "[1 min 23 s] running: 120/480 done, 4 running, 354 waiting, 2 failed, 1.4 jobs/s, "
+        "about 4 min 11 s left; gpu2: NVML: GPU is lost; "
+        "A01_s1 waits for 12 s: needs 9 GiB on gpu0, 2 GiB is free"
+    )
+
+
+def test_lines_come_with_news_and_every_ten_seconds(status, capsys):
+    with PlainProgress() as progress:
+        for elapsed_s in (0.0, 1.0, 9.9, 10.0, 11.0, 20.0):
+            progress.update(replace(status, elapsed_s=elapsed_s))
+        progress.update(replace(status, elapsed_s=20.1, failed=3))
+        progress.update(replace(status, elapsed_s=20.2, failed=3))
+        progress.update(replace(status, elapsed_s=20.3, failed=3, state="done"))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("]")[0] for line in lines] == ["[0.0 s", "[10 s", "[20 s", "[20 s", "[20 s"]
+    assert "3 failed" in lines[3]
+    assert " done: " in lines[4]
+
+
+def test_quiet_says_only_remarks(status, capfd):
+    with progress_on(Console(file=io.StringIO()), quiet=True) as progress:
+        progress.update(status)
+        progress.say("stopping")
+    assert capfd.readouterr().err == "stackyard: stopping\n"
+
+
+def test_live_view_on_a_terminal_and_only_there(status):
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100, _environ={"TERM": "xterm"})
+    progress = progress_on(terminal)
+    assert isinstance(progress, LiveProgress)
+    with progress:
+        progress.update(status)
+        progress.say("stopping")
+    text = terminal.file.getvalue()
+    assert "120/480" in text
+    assert "stopping" in text
+    dumb = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
+    assert isinstance(progress_on(dumb), PlainProgress)
+    assert isinstance(progress_on(Console(file=io.StringIO())), PlainProgress)
