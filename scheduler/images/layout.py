@@ -1,0 +1,110 @@
+"""How the planes of one image in a file are ordered, and which stacks that gives."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduler.images.errors import ImageError
+from scheduler.images.stack import PhysicalSize, PlaneRef, StackSource
+
+# the fields that axes inside a file give
+FILE_FIELDS = ("z", "channel", "time", "sample", "image")
+_FIELD_OF_AXIS = {"Z": "z", "C": "channel", "T": "time"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One image: `planes` in C order over `axes` with `sizes`.
+
+    Each plane is `plane_shape` (Y, X) of `samples`. An image with a `problem` has no planes:
+    it is there, and can't be read.
+    """
+
+    axes: str
+    sizes: tuple[int, ...]
+    planes: tuple[PlaneRef, ...]
+    plane_shape: tuple[int, int]
+    samples: int
+    dtype: str
+    physical_size_um: PhysicalSize | None = None
+    channel_names: tuple[str | None, ...] = ()
+    problem: str = ""
+
+
+def stacks_of(layouts: list[Layout], stack_along: str, path: str) -> list[StackSource]:
+    """One StackSource for each combination of the axes other than `stack_along`.
+
+    Axes longer than 1 become fields with the position as value: `channel`, `time`, `sample` (of RGB), and
+    `image` where the file holds several images.
+    """
+    several = len(layouts) > 1
+    return [
+        source
+        for index, layout in enumerate(layouts)
+        for source in _stacks(layout, stack_along, path, (("image", str(index)),) if several else ())
+    ]
+
+
+def _stacks(
+    layout: Layout, stack_along: str, path: str, image: tuple[tuple[str, str], ...]
+) -> Iterator[StackSource]:
+    if layout.problem:
+        yield broken(image, (PlaneRef(path),), layout.problem)
+        return
+    names = _axis_names(layout, stack_along, path)
+    grid = np.arange(math.prod(layout.sizes)).reshape(layout.sizes)
+    if stack_along in names:
+        grid = np.moveaxis(grid, names.index(stack_along), -1)
+        names.append(names.pop(names.index(stack_along)))
+    else:
+        grid = grid[..., np.newaxis]
+        names.append("")
+    for position in np.ndindex(grid.shape[:-1]):
+        fields = [
+            (name, str(index))
+            for name, index, length in zip(names, position, grid.shape, strict=False)
+            if length > 1
+        ]
+        at = dict(zip(names, position, strict=False))
+        channel = int(at.get("channel", 0))
+        name = layout.channel_names[channel] if channel < len(layout.channel_names) else None
+        planes = tuple(layout.planes[int(plane)] for plane in grid[position])
+        whole = StackSource(
+            fields=image + tuple(fields),
+            planes=planes,
+            shape=(len(planes), *layout.plane_shape),
+            dtype=layout.dtype,
+            physical_size_um=layout.physical_size_um,
+            channel_name=name or None,
+        )
+        yield from _samples(whole, layout.samples)
+
+
+def broken(fields: tuple[tuple[str, str], ...], planes: tuple[PlaneRef, ...], problem: str) -> StackSource:
+    """A stack that is there and can't be read; its shape is a place holder."""
+    return StackSource(fields, planes, (len(planes), 1, 1), "uint8", problem=problem)
+
+
+def _axis_names(layout: Layout, stack_along: str, path: str) -> list[str]:
+    # pages that are only one after another, with no axis named, are what is stacked
+    names = [_FIELD_OF_AXIS.get(axis, stack_along) for axis in layout.axes]
+    if len(set(names)) < len(names):
+        raise ImageError(f"{path}: can't tell what its axes {layout.axes} of sizes {layout.sizes} mean")
+    return names
+
+
+def _samples(whole: StackSource, samples: int) -> Iterator[StackSource]:
+    if samples == 1:
+        yield whole
+        return
+    for sample in range(samples):
+        yield StackSource(
+            fields=(*whole.fields, ("sample", str(sample))),
+            planes=tuple(PlaneRef(ref.path, ref.page, sample, ref.offset) for ref in whole.planes),
+            shape=whole.shape,
+            dtype=whole.dtype,
+            physical_size_um=whole.physical_size_um,
+            channel_name=whole.channel_name,
+        )

@@ -1,0 +1,87 @@
+"""Names of outputs: by a template of the same fields as the input, and never outside of the output folder."""
+
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from scheduler.images.errors import OutputError
+from scheduler.images.patterns import nearest
+
+SUFFIXES = {"tiff": ".tif", "ome-tiff": ".ome.tif"}
+
+
+def output_path(folder: str | Path, template: str, fields: Mapping[str, str], format: str) -> Path:
+    """Where the stack with these fields is written: inside `folder`, with the suffix of its format.
+
+    `template` has the fields in braces and may have subfolders: `{well}/s{site}_c{channel}`. A value never
+    makes a folder of its own.
+
+    Raises
+    ------
+    OutputError
+        An unknown field or format, a value that can't be part of a file name, or a path that `..` or a link
+        takes out of the folder.
+    """
+    suffix = suffix_of(format)
+    for name, value in fields.items():
+        if "/" in value or "\0" in value or value in ("", ".", ".."):
+            raise OutputError(f"field {name} is {value!r}, which can't be part of a file name")
+    for name in template_fields(template):
+        if name not in fields:
+            raise OutputError(f"output name {template!r}: no field {name!r}{nearest(name, list(fields))}")
+    relative = template.format_map(dict(fields))
+    parts = relative.split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise OutputError(
+            f"output name {template!r} gives {relative!r}, which isn't a name in the output folder"
+        )
+    path = Path(folder, *parts)
+    if not path.name.endswith(suffix):
+        path = path.with_name(path.name + suffix)
+    inside = Path(folder).resolve()
+    if not path.parent.resolve().is_relative_to(inside):
+        raise OutputError(
+            f"{path} is outside of the output folder {inside}: a link leads to {path.parent.resolve()}"
+        )
+    return path
+
+
+def output_paths(
+    folder: str | Path, template: str, stacks: Sequence[Mapping[str, str]], format: str
+) -> list[Path]:
+    """The output_path of each of `stacks`' fields; OutputError if two would be written to one file."""
+    paths: dict[Path, Mapping[str, str]] = {}
+    for fields in stacks:
+        path = output_path(folder, template, fields, format)
+        if path in paths:
+            differ = [name for name in fields if fields[name] != paths[path].get(name)]
+            hint = "".join(f"{{{name}}}" for name in differ)
+            raise OutputError(
+                f"output name {template!r} gives {path} for both {dict(paths[path])} and {dict(fields)}; "
+                f"put {hint or 'a field that differs'} into it"
+            )
+        paths[path] = fields
+    return list(paths)
+
+
+def template_fields(template: str) -> list[str]:
+    """The fields that an output name uses; OutputError if it can't be parsed."""
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise OutputError(f"output name {template!r}: {error}") from error
+    fields = []
+    for _, name, spec, conversion in parsed:
+        if name is None:
+            continue
+        if not name.isidentifier() or spec or conversion:
+            raise OutputError(f"output name {template!r}: a field is a name in braces, as {{well}}")
+        fields.append(name)
+    return fields
+
+
+def suffix_of(format: str) -> str:
+    """The ending of a format's names; OutputError for an unknown one, with the nearest."""
+    if format not in SUFFIXES:
+        raise OutputError(f"there is no output format {format!r}{nearest(format, list(SUFFIXES))}")
+    return SUFFIXES[format]

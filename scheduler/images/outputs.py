@@ -1,0 +1,97 @@
+"""Write a stack where its fields say, whole or not at all, and see that it is there.
+
+path = output_path("out", "{well}_s{site}_c{channel}", dict(source.fields), "ome-tiff")
+write_stack(path, stack, format="ome-tiff", physical_size_um=(1.0, 0.325, 0.325), channel_name="DAPI",
+            provenance={"gaussian": {"sigma": 2.0, "memory_type": "numpy"}})
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scheduler.images.atomic import atomic_file, partial_path
+from scheduler.images.errors import ImageError, OutputError
+from scheduler.images.naming import output_path, output_paths, suffix_of, template_fields
+from scheduler.images.stack import PhysicalSize
+
+__all__ = [
+    "check_output_folder",
+    "output_path",
+    "output_paths",
+    "template_fields",
+    "verify_stack",
+    "write_stack",
+]
+
+
+def check_output_folder(folder: str | Path) -> Path:
+    """Create the folder if need be and see that files can be made in it; OutputError says why not."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = partial_path(folder / "probe")
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"output folder {folder} can't be written: {error.strerror or error}") from error
+    return folder
+
+
+def write_stack(
+    path: str | Path,
+    array: np.ndarray[Any, Any],
+    *,
+    format: str,
+    physical_size_um: PhysicalSize | None = None,
+    channel_name: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write `array`, a NumPy [Z, Y, X], to `path`: in the end all of it is there, or nothing.
+
+    `format` is `ome-tiff` or `tiff`; BigTIFF where 4 GiB don't suffice. Axes are ZYX; sizes are micrometres
+    of z (None if unknown), y and x. `provenance` is kept as a map annotation (OME) or in the description (TIFF);
+    values that aren't text are written as JSON. Folders between are created.
+
+    Raises
+    ------
+    OutputError
+        Not a 3-D NumPy array with something in it, or a dtype that the format doesn't have.
+    FileExistsError
+        `path` is there and `overwrite` is False.
+    OSError
+        The disk is full, the folder can't be written, …; nothing is left behind.
+    """
+    path = Path(path)
+    suffix = suffix_of(format)
+    _check_stack(array)
+    from scheduler.images.tiff_out import check_tiff, write_tiff
+
+    check_tiff(array, format)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path, overwrite=overwrite) as file:
+        name = path.name.removesuffix(suffix)
+        write_tiff(file, array, format, name, physical_size_um, channel_name, provenance or {})
+    return path
+
+
+def verify_stack(path: str | Path, shape: tuple[int, int, int], dtype: str | np.dtype[Any]) -> bool:
+    """Whether `path` holds one whole stack of this shape and dtype, by its headers and its length."""
+    from scheduler.images.layout import stacks_of
+    from scheduler.images.tiff import describe_tiff
+
+    try:
+        stacks = stacks_of(describe_tiff(path), "z", str(path))
+    except ImageError:
+        return False
+    whole = [(stack.shape, stack.dtype, stack.problem) for stack in stacks]
+    return whole == [(tuple(shape), np.dtype(dtype).name, "")]
+
+
+def _check_stack(array: object) -> None:
+    if not isinstance(array, np.ndarray):
+        raise OutputError(f"a stack to write is a NumPy array, not {type(array).__name__}")
+    if array.ndim != 3 or array.size == 0:
+        raise OutputError(f"a stack to write has axes Z, Y, X, each of 1 or more; this is {array.shape}")

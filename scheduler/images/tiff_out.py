@@ -1,0 +1,84 @@
+"""One stack as TIFF or OME-TIFF, with axes, physical sizes, channel name and provenance."""
+
+import json
+import uuid
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+import tifffile
+
+from scheduler.images.errors import OutputError
+from scheduler.images.stack import PhysicalSize
+
+OME_DTYPES = frozenset(
+    ("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "float32", "float64")  # as the schema has
+)
+TIFF_DTYPES = OME_DTYPES | {"int64", "uint64", "float16", "complex64", "complex128"}
+# A classic TIFF's offsets have 32 bits; what is left is for directories and metadata.
+BIGTIFF_BYTES = 2**32 - 2**25
+
+
+def check_tiff(array: np.ndarray[Any, Any], format: str) -> None:
+    """OutputError if the format has no such dtype."""
+    dtypes = OME_DTYPES if format == "ome-tiff" else TIFF_DTYPES
+    if array.dtype.name not in dtypes:
+        other = " (format tiff has it)" if array.dtype.name in TIFF_DTYPES else ""
+        raise OutputError(
+            f"{format} has no {array.dtype}{other}; convert it to one of {', '.join(sorted(dtypes))}"
+        )
+
+
+def write_tiff(
+    file: BinaryIO,
+    array: np.ndarray[Any, Any],
+    format: str,
+    name: str,
+    physical_size_um: PhysicalSize | None,
+    channel_name: str | None,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write a checked [Z, Y, X] array as `ome-tiff` or `tiff` to an open file; sizes in µm."""
+    ome = format == "ome-tiff"
+    metadata: dict[str, Any] = {"axes": "ZYX"}
+    resolution: dict[str, Any] = {}
+    if physical_size_um is not None:
+        for axis, size in zip("ZYX", physical_size_um, strict=True):
+            if size is not None:
+                metadata[f"PhysicalSize{axis}"] = size
+                metadata[f"PhysicalSize{axis}Unit"] = "µm"
+        _, y, x = physical_size_um
+        resolution = {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": "CENTIMETER"}
+    texts = {_xml_text(key): _xml_text(_as_text(value)) for key, value in provenance.items()}
+    if ome:
+        metadata["Name"] = _xml_text(name)
+        metadata["UUID"] = str(uuid.uuid4())  # tifffile's default tells the machine's network address
+        if channel_name is not None:
+            metadata["Channel"] = {"Name": [_xml_text(channel_name)]}
+        if texts:
+            metadata["MapAnnotation"] = {**texts, "Namespace": "stackyard/provenance"}
+    else:
+        metadata |= {"ChannelName": channel_name, "Provenance": texts}
+    contiguous = array.flags.c_contiguous and array.dtype.isnative
+    with tifffile.TiffWriter(file, bigtiff=array.nbytes > BIGTIFF_BYTES, ome=ome, shaped=not ome) as writer:
+        writer.write(
+            # a strided array goes plane by plane: tifffile would copy it whole
+            array if contiguous else (np.ascontiguousarray(plane) for plane in array),
+            shape=array.shape,
+            dtype=array.dtype.newbyteorder("="),
+            photometric="minisblack",
+            metadata=metadata,
+            software="stackyard",
+            **resolution,
+        )
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _xml_text(text: str) -> str:
+    """Without the characters that XML 1.0 has no way to write: control codes and lone surrogates."""
+    return "".join(
+        char if char in "\t\n\r" or (" " <= char < "\ud800") or char > "\udfff" else "\ufffd" for char in text
+    )
