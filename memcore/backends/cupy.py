@@ -1,0 +1,158 @@
+"""CuPy: CUDA memory, mutable, ordered by streams."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memcore.backend import Backend, numpy_dtype, numpy_dtype_name
+from memcore.errors import BackendUnavailableError
+from memcore.host import aligned_empty
+from memcore.info import ITEM_SIZES, DeviceInfo, MemoryHeld
+from memcore.memory_type import Array, GpuId, MemoryType
+
+CUDA = 2  # kDLCUDA
+CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+
+
+class CupyBackend(Backend):
+    """`cupy.ndarray`. Every operation runs with its device entered and on that device's current stream."""
+
+    memory_type: ClassVar[str] = MemoryType.CUPY
+    module: ClassVar[str] = "cupy"
+    install_hint: ClassVar[str] = "pip install 'stackyard[cupy-cuda13]' (or cupy-cuda12 for a CUDA 12 driver)"
+    type_roots: ClassVar[tuple[str, ...]] = ("cupy", "cupyx")
+    dtypes: ClassVar[frozenset[str]] = frozenset(ITEM_SIZES) - {"bfloat16"}
+
+    def is_array_type(self, cls: type) -> bool:
+        return cls is getattr(sys.modules.get("cupy"), "ndarray", None)
+
+    def remedy_for_type(self, cls: type) -> str:
+        if "sparse" in cls.__module__ or cls.__module__.startswith("cupyx"):
+            return "call .toarray() first"
+        return "take a plain array with cupy.asarray(array)"
+
+    def devices(self) -> tuple[DeviceInfo, ...]:
+        runtime = self.library.cuda.runtime
+        try:
+            count = runtime.getDeviceCount()
+        except runtime.CUDARuntimeError as error:
+            raise BackendUnavailableError(
+                f"cupy can't be used: {error}; it needs an NVIDIA GPU and its driver"
+            ) from error
+        found = []
+        for index in range(count):
+            name = runtime.getDeviceProperties(index)["name"]
+            address = str(runtime.deviceGetPCIBusId(index)).lower().partition(".")[0]
+            text = name.decode() if isinstance(name, bytes) else str(name)
+            found.append(DeviceInfo(index, "gpu", text, address))
+        return tuple(found)
+
+    def device_of(self, array: Array) -> GpuId:
+        return int(array.device.id)
+
+    def in_host_memory(self, place: GpuId) -> bool:  # noqa: ARG002
+        return False
+
+    def exchange_kind(self, place: GpuId) -> int | None:  # noqa: ARG002
+        return CUDA
+
+    def move(self, array: Array, gpu_id: GpuId) -> Array | None:
+        source = self.device_of(array)
+        with self._on(source):
+            # The copy runs on the target's stream, which doesn't wait for what this one has still to write.
+            self.library.cuda.get_current_stream().synchronize()
+        with self._on(gpu_id):
+            return array.copy()
+
+    def synchronize(self, gpu_id: GpuId) -> None:
+        with self._on(gpu_id) as device:
+            device.synchronize()
+
+    def dtype_of(self, array: Array) -> str:
+        return numpy_dtype_name(array.dtype)
+
+    def host_view(self, array: Array) -> NDArray[Any] | None:  # noqa: ARG002
+        return None
+
+    def to_host(self, array: Array) -> NDArray[Any]:
+        host = aligned_empty(self.shape_of(array), array.dtype)
+        with self._on(self.device_of(array)):
+            array.get(out=host, blocking=True)
+        return host
+
+    def lend_obstacle(self, view: NDArray[Any]) -> str | None:  # noqa: ARG002
+        return "cupy arrays live in device memory"
+
+    def lend(self, view: NDArray[Any], gpu_id: GpuId) -> Array:
+        raise NotImplementedError("cupy arrays live in device memory")
+
+    def from_host(self, view: NDArray[Any], gpu_id: GpuId) -> Array:
+        with self._on(gpu_id):
+            array = self.library.empty(view.shape, view.dtype)
+            self.write_host(array, view)
+        return array
+
+    def import_device_array(self, array: Array, gpu_id: GpuId) -> Array:
+        # from_dlpack hands the producer this device's current stream.
+        with self._on(gpu_id):
+            return self.library.from_dlpack(array)
+
+    def empty(self, shape: tuple[int, ...], dtype: str, gpu_id: GpuId) -> Array:
+        with self._on(gpu_id):
+            return self.library.empty(tuple(shape), numpy_dtype(dtype))
+
+    def duplicate(self, array: Array) -> Array:
+        with self._on(self.device_of(array)):
+            return array.copy(order="C")
+
+    def write(self, destination: Array, source: Array) -> None:
+        with self._on(self.device_of(destination)):
+            self.library.copyto(destination, source)
+
+    def write_host(self, destination: Array, source: NDArray[Any]) -> None:
+        with self._on(self.device_of(destination)):
+            destination.set(np.ascontiguousarray(source))
+            # set() is asynchronous and keeps no reference to its source, which may be pinned memory.
+            self.library.cuda.get_current_stream().synchronize()
+
+    def stack(self, slices: Sequence[Array], out: Array | None) -> Array:
+        with self._on(self.device_of(slices[0])):
+            return self.library.stack(list(slices), out=out)
+
+    def unstack(self, array: Array) -> list[Array]:
+        with self._on(self.device_of(array)):
+            return list(array)
+
+    def memory_held(self, gpu_id: GpuId) -> MemoryHeld:
+        with self._on(gpu_id):
+            pool = self.library.get_default_memory_pool()
+            return MemoryHeld(int(pool.total_bytes()), int(pool.free_bytes()))
+
+    def drain(self, gpu_id: GpuId) -> int:
+        before = self.memory_held(gpu_id).held
+        with self._on(gpu_id):
+            self.library.get_default_memory_pool().free_all_blocks()
+        return before - self.memory_held(gpu_id).held
+
+    def is_oom(self, error: BaseException) -> bool:
+        cupy = sys.modules.get("cupy")
+        if cupy is None:
+            return super().is_oom(error)
+        if type(error) is cupy.cuda.memory.OutOfMemoryError:
+            return True
+        # Every CUDA failure has this type: only one of its codes is about memory.
+        if type(error) is cupy.cuda.runtime.CUDARuntimeError:
+            return getattr(error, "status", None) == CUDA_OUT_OF_MEMORY
+        return super().is_oom(error)
+
+    def array_namespace(self, array: Array) -> Any | None:  # noqa: ARG002
+        return self.library
+
+    def _on(self, gpu_id: GpuId) -> Any:
+        # A Device takes effect only when entered.
+        return self.library.cuda.Device(gpu_id)

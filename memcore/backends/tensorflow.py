@@ -1,0 +1,182 @@
+"""TensorFlow: eager tensors in host or GPU memory, immutable."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memcore.backend import Backend
+from memcore.host import ALIGNMENT, address_of, aligned_empty, writable_alias
+from memcore.info import DeviceInfo, MemoryHeld
+from memcore.memory_type import Array, GpuId, MemoryType
+
+CUDA = 2  # kDLCUDA
+
+
+class TensorflowBackend(Backend):
+    """`tf.Tensor` with values. Symbolic, ragged, sparse and Keras tensors and Variables are refused.
+
+    Where no GPU exists and several logical CPUs are configured, `gpu_id` n is the logical CPU n, and "cpu" is
+    the first of them; with one CPU only "cpu" names it.
+    """
+
+    memory_type: ClassVar[str] = MemoryType.TENSORFLOW
+    noun: ClassVar[str] = "tensor"
+    module: ClassVar[str] = "tensorflow"
+    install_hint: ClassVar[str] = "pip install 'stackyard[tensorflow]'"
+    type_roots: ClassVar[tuple[str, ...]] = ("tensorflow", "keras")
+    immutable: ClassVar[bool] = True
+    keeps_read_only: ClassVar[bool] = True
+
+    def is_array_type(self, cls: type) -> bool:
+        tensorflow = sys.modules.get("tensorflow")
+        return tensorflow is not None and cls.__name__ == "EagerTensor" and issubclass(cls, tensorflow.Tensor)
+
+    def remedy_for_type(self, cls: type) -> str:
+        remedies = {
+            "RaggedTensor": "call .to_tensor(default_value) first",
+            "SparseTensor": "call tf.sparse.to_dense(tensor) first",
+            "SymbolicTensor": "it has no values inside tf.function: convert outside of the traced function",
+            "KerasTensor": "it has no values: call the model on data first",
+            "IndexedSlices": "call tf.convert_to_tensor(slices) first",
+        }
+        if cls.__name__.endswith("Variable"):
+            return "read its value with .value() or tf.convert_to_tensor(variable)"
+        return remedies.get(cls.__name__, "make it a dense eager tensor first, with tf.convert_to_tensor")
+
+    def devices(self) -> tuple[DeviceInfo, ...]:
+        gpus = self.library.config.list_logical_devices("GPU")
+        if gpus:
+            found = [DeviceInfo(i, "gpu", d.name, self._address(i)) for i, d in enumerate(gpus)]
+        else:
+            cpus = self.library.config.list_logical_devices("CPU")
+            found = [DeviceInfo(i, "cpu", d.name) for i, d in enumerate(cpus)] if len(cpus) > 1 else []
+        return (DeviceInfo("cpu", "cpu", "host memory"), *found)
+
+    def device_of(self, array: Array) -> GpuId:
+        # `device` is where the tensor was asked to be; int32 tensors "on" a GPU are kept in host memory.
+        _, _, name = array.backing_device.partition("/device:")
+        kind, _, index = name.partition(":")
+        if kind == "GPU":
+            return int(index)
+        logical = len(self.library.config.list_logical_devices("CPU")) > 1
+        return int(index) if logical and not self._has_gpus() else "cpu"
+
+    def in_host_memory(self, place: GpuId) -> bool:
+        return place == "cpu" or not self._has_gpus()
+
+    def exchange_kind(self, place: GpuId) -> int | None:
+        return None if self.in_host_memory(place) else CUDA
+
+    def move(self, array: Array, gpu_id: GpuId) -> Array | None:
+        with self._on(gpu_id):
+            return self.library.identity(array)
+
+    def synchronize(self, gpu_id: GpuId) -> None:  # noqa: ARG002  waits for every device
+        if self._has_gpus():
+            self.library.test.experimental.sync_devices()
+
+    def shape_of(self, array: Array) -> tuple[int, ...]:
+        return tuple(array.shape.as_list())
+
+    def dtype_of(self, array: Array) -> str:
+        return str(array.dtype.name)
+
+    def host_view(self, array: Array) -> NDArray[Any] | None:
+        # `__array__` gives a read-only alias of the tensor's buffer; `numpy()` would copy.
+        return np.asarray(array) if "/device:CPU:" in array.backing_device else None
+
+    def to_host(self, array: Array) -> NDArray[Any]:
+        return np.asarray(array)
+
+    def lend_obstacle(self, view: NDArray[Any]) -> str | None:
+        if not view.flags.c_contiguous or not view.flags.aligned:
+            return "tensorflow shares only C-contiguous memory"
+        # The import itself takes any address, but the first kernel on it aborts the process ("Check failed:
+        # IsAligned()").
+        if view.size and address_of(view) % ALIGNMENT:
+            return f"tensorflow shares only memory that starts at a multiple of {ALIGNMENT} bytes"
+        return None
+
+    def lend(self, view: NDArray[Any], gpu_id: GpuId) -> Array:
+        tensorflow = self.library
+        if not view.size:
+            with self._on(gpu_id):
+                return tensorflow.constant(view)
+        bfloat16 = view.dtype.name == "bfloat16"
+        plain = writable_alias(view.view(np.int16) if bfloat16 else view)
+        lent = tensorflow.experimental.dlpack.from_dlpack(plain.__dlpack__())
+        if bfloat16:
+            # NumPy can't export bfloat16; a bitcast shares the buffer.
+            lent = tensorflow.bitcast(lent, tensorflow.bfloat16)
+        if gpu_id not in ("cpu", 0):
+            lent = self.move(lent, gpu_id)
+        return lent
+
+    def from_host(self, view: NDArray[Any], gpu_id: GpuId) -> Array:
+        fresh = aligned_empty(view.shape, view.dtype)
+        np.copyto(fresh, view, casting="no")
+        if self.in_host_memory(gpu_id):
+            return self.lend(fresh, gpu_id)
+        with self._on(gpu_id):
+            return self.library.identity(self.library.constant(fresh))
+
+    def import_device_array(self, array: Array, gpu_id: GpuId) -> Array:  # noqa: ARG002  DLPack keeps the device
+        return self.library.experimental.dlpack.from_dlpack(array.__dlpack__())
+
+    def empty(self, shape: tuple[int, ...], dtype: str, gpu_id: GpuId) -> Array:
+        with self._on(gpu_id):
+            return self.library.zeros(tuple(shape), self.library.as_dtype(dtype))
+
+    def duplicate(self, array: Array) -> Array:
+        view = self.host_view(array)
+        if view is not None:
+            return self.from_host(view, self.device_of(array))
+        with self._on(self.device_of(array)):
+            return self.library.raw_ops.DeepCopy(x=array)
+
+    def stack(self, slices: Sequence[Array], out: Array | None) -> Array:  # noqa: ARG002  immutable
+        with self._on(self.device_of(slices[0])):
+            return self.library.stack(list(slices))
+
+    def unstack(self, array: Array) -> list[Array]:
+        with self._on(self.device_of(array)):
+            return list(self.library.unstack(array))
+
+    def memory_held(self, gpu_id: GpuId) -> MemoryHeld:
+        if self.in_host_memory(gpu_id):
+            return MemoryHeld(0, 0)
+        # The BFC arena never shrinks; what TensorFlow tells is what is in use.
+        return MemoryHeld(
+            int(self.library.config.experimental.get_memory_info(f"GPU:{gpu_id}")["current"]), 0
+        )
+
+    def is_oom(self, error: BaseException) -> bool:
+        tensorflow = sys.modules.get("tensorflow")
+        if tensorflow is not None and type(error) is tensorflow.errors.ResourceExhaustedError:
+            return True
+        return super().is_oom(error)
+
+    def array_namespace(self, array: Array) -> Any | None:
+        return None if self.in_host_memory(self.device_of(array)) else self.library.experimental.numpy
+
+    def _has_gpus(self) -> bool:
+        return bool(self.library.config.list_logical_devices("GPU"))
+
+    def _on(self, gpu_id: GpuId) -> Any:
+        kind = "CPU" if self.in_host_memory(gpu_id) else "GPU"
+        return self.library.device(f"/device:{kind}:{0 if gpu_id == 'cpu' else gpu_id}")
+
+    def _address(self, index: int) -> str | None:
+        """PCI address of a logical GPU, from the description that TensorFlow gives of it."""
+        from tensorflow.python.client import device_lib
+
+        for device in device_lib.list_local_devices():
+            if device.name == f"/device:GPU:{index}":
+                _, _, address = device.physical_device_desc.partition("pci bus id: ")
+                return address.partition(",")[0].strip().lower().partition(".")[0] or None
+        return None

@@ -1,0 +1,216 @@
+"""PyTorch: host and CUDA memory, mutable, no read-only flag."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memcore.backend import Backend, numpy_dtype
+from memcore.host import aligned_empty, writable_alias
+from memcore.info import DeviceInfo, MemoryHeld
+from memcore.memory_type import Array, GpuId, MemoryType
+
+CUDA = 2  # kDLCUDA
+CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+
+
+class TorchBackend(Backend):
+    """Dense `torch.Tensor`; not subclasses (Parameter), sparse, quantized, nested, meta or fake tensors.
+
+    Gradients stay within torch: a tensor that requires them is the same tensor, or moves between torch
+    devices, but goes to no other library before `.detach()`. Lazy conjugation and negation are carried out by
+    the copy.
+    """
+
+    memory_type: ClassVar[str] = MemoryType.TORCH
+    noun: ClassVar[str] = "tensor"
+    module: ClassVar[str] = "torch"
+    install_hint: ClassVar[str] = "pip install 'stackyard[torch]'"
+    type_roots: ClassVar[tuple[str, ...]] = ("torch",)
+
+    def is_array_type(self, cls: type) -> bool:
+        return cls is getattr(sys.modules.get("torch"), "Tensor", None)
+
+    def remedy_for_type(self, cls: type) -> str:
+        if cls.__name__ in ("Parameter", "Buffer"):
+            return "take its values with .detach()"
+        if cls.__name__ == "FakeTensor":
+            return "leave the fake tensor mode: it has no values"
+        if cls.__name__ == "MaskedTensor":
+            return "decide what masked values become with .to_tensor(value)"
+        return "take a plain tensor with .as_subclass(torch.Tensor).detach() if the values are all it means"
+
+    def refusal(self, array: Array) -> str | None:
+        if array.is_quantized:
+            return "quantized torch tensor: call .dequantize() first"
+        if array.is_nested:
+            return "nested torch tensor: call .to_padded_tensor(padding) first"
+        if array.layout is not self.library.strided:
+            return f"sparse torch tensor ({array.layout}): call .to_dense() first"
+        if not (array.is_cpu or array.is_cuda):
+            return f"torch tensor on device {array.device}: call .cpu() first, or fill it if it is meta"
+        return None
+
+    def devices(self) -> tuple[DeviceInfo, ...]:
+        return _devices()
+
+    def validate_gpu_id(self, gpu_id: object) -> GpuId:
+        if gpu_id == "cpu" and isinstance(gpu_id, str):
+            return "cpu"
+        return super().validate_gpu_id(gpu_id)
+
+    def device_of(self, array: Array) -> GpuId:
+        return "cpu" if array.is_cpu else int(array.get_device())
+
+    def exchange_kind(self, place: GpuId) -> int | None:
+        return None if place == "cpu" else CUDA
+
+    def move(self, array: Array, gpu_id: GpuId) -> Array | None:
+        return array.to(_device(gpu_id), copy=True)
+
+    def synchronize(self, gpu_id: GpuId) -> None:
+        if gpu_id != "cpu":
+            self.library.cuda.synchronize(gpu_id)
+
+    def dtype_of(self, array: Array) -> str:
+        return str(array.dtype).removeprefix("torch.")
+
+    def refuse_to_leave(self, array: Array) -> str | None:
+        if array.requires_grad:
+            return "the tensor requires gradients, which no other library keeps; call .detach() first"
+        return None
+
+    def host_view(self, array: Array) -> NDArray[Any] | None:
+        if not array.is_cpu or array.is_conj() or array.is_neg():
+            return None
+        plain = array.detach() if array.requires_grad else array
+        if plain.dtype is self.library.bfloat16:
+            view: NDArray[Any] = plain.view(self.library.int16).numpy().view(numpy_dtype("bfloat16"))
+            return view
+        view = plain.numpy()
+        return view
+
+    def to_host(self, array: Array) -> NDArray[Any]:
+        plain = array.detach().resolve_conj().resolve_neg().cpu()
+        view = self.host_view(plain)
+        assert view is not None  # a strided tensor in host memory with its values resolved
+        return view
+
+    def lend_obstacle(self, view: NDArray[Any]) -> str | None:
+        flags = view.flags
+        if flags.carray:
+            return None
+        if not flags.aligned:
+            return "its elements are not aligned"
+        # A negative stride makes torch's DLPack import abort the process, and from_numpy raise.
+        if view.size and any(stride < 0 or stride % view.itemsize for stride in view.strides):
+            return "torch has no such strides"
+        return None
+
+    def lend(self, view: NDArray[Any], gpu_id: GpuId) -> Array:  # noqa: ARG002
+        if not view.flags.writeable:
+            view = writable_alias(view)
+        if view.dtype.kind == "V" and view.dtype.name == "bfloat16":
+            return self.library.from_numpy(view.view(np.int16)).view(self.library.bfloat16)
+        return self.library.from_numpy(view)
+
+    def from_host(self, view: NDArray[Any], gpu_id: GpuId) -> Array:
+        fresh = aligned_empty(view.shape, view.dtype)
+        np.copyto(fresh, view, casting="no")
+        lent = self.lend(fresh, "cpu")
+        return lent if gpu_id == "cpu" else lent.to(_device(gpu_id))
+
+    def import_device_array(self, array: Array, gpu_id: GpuId) -> Array:
+        # from_dlpack hands the producer this device's current stream.
+        with self.library.cuda.device(gpu_id):
+            return self.library.from_dlpack(array)
+
+    def empty(self, shape: tuple[int, ...], dtype: str, gpu_id: GpuId) -> Array:
+        if gpu_id == "cpu":
+            return self.lend(aligned_empty(tuple(shape), numpy_dtype(dtype)), "cpu")
+        return self.library.empty(tuple(shape), dtype=getattr(self.library, dtype), device=_device(gpu_id))
+
+    def duplicate(self, array: Array) -> Array:
+        return array.clone(memory_format=self.library.contiguous_format).resolve_conj().resolve_neg()
+
+    def write(self, destination: Array, source: Array) -> None:
+        destination.copy_(source)
+
+    def write_host(self, destination: Array, source: NDArray[Any]) -> None:
+        # From pageable memory copy_ returns when the source may be reused.
+        obstacle = self.lend_obstacle(source)
+        destination.copy_(self.lend(source, "cpu") if obstacle is None else self.from_host(source, "cpu"))
+
+    def stack(self, slices: Sequence[Array], out: Array | None) -> Array:
+        return self.library.stack(list(slices), out=out)
+
+    def unstack(self, array: Array) -> list[Array]:
+        return list(array.unbind(0))
+
+    def memory_held(self, gpu_id: GpuId) -> MemoryHeld:
+        if gpu_id == "cpu":
+            return MemoryHeld(0, 0)
+        stats = self.library.cuda.memory_stats(gpu_id)
+        held = int(stats.get("reserved_bytes.all.current", 0))
+        busy = int(stats.get("allocated_bytes.all.current", 0))
+        # empty_cache can't give back the free part of a segment that is partly in use.
+        split = int(stats.get("inactive_split_bytes.all.current", 0))
+        return MemoryHeld(held, max(0, held - busy - split))
+
+    def drain(self, gpu_id: GpuId) -> int:
+        before = self.memory_held(gpu_id).held
+        if gpu_id != "cpu":
+            self.library.cuda.empty_cache()
+        return before - self.memory_held(gpu_id).held
+
+    def is_oom(self, error: BaseException) -> bool:
+        torch = sys.modules.get("torch")
+        if torch is None:
+            return super().is_oom(error)
+        if type(error) is torch.OutOfMemoryError:
+            return True
+        if type(error) is getattr(torch, "AcceleratorError", None):
+            return getattr(error, "error_code", None) == CUDA_OUT_OF_MEMORY
+        # The CPU allocator has no type of its own: a RuntimeError that it signs.
+        return (
+            type(error) is RuntimeError and "DefaultCPUAllocator: can't allocate memory" in str(error)
+        ) or super().is_oom(error)
+
+    def array_namespace(self, array: Array) -> Any | None:
+        if array.is_cpu:
+            return None
+        import array_api_compat.torch as namespace
+
+        return namespace
+
+
+@functools.cache
+def _devices() -> tuple[DeviceInfo, ...]:
+    import torch
+
+    places = [DeviceInfo("cpu", "cpu", "host memory")]
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            address = _pci_address(properties)
+            places.append(DeviceInfo(index, "gpu", properties.name, address))
+    return tuple(places)
+
+
+def _pci_address(properties: Any) -> str | None:
+    numbers = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+    if None in numbers:
+        return None
+    domain, bus, device = numbers
+    return f"{domain:04x}:{bus:02x}:{device:02x}"
+
+
+def _device(gpu_id: GpuId) -> Any:
+    import torch
+
+    return torch.device("cpu") if gpu_id == "cpu" else torch.device("cuda", gpu_id)

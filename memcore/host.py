@@ -1,0 +1,152 @@
+"""Aligned host memory, and the owner behind arrays that are lent.
+
+JAX shares host memory only where it starts at a multiple of 64 bytes, and TensorFlow aborts the process on
+less; `numpy.empty` of a mebibyte and more starts at 16 past one. A `HostBlock` is aligned memory. A
+`HostBuffer` is one loan of it: the object at the root of every alias, which ends with the last of them.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+ALIGNMENT = 64
+
+# From here on a block is its own mapping, which goes back to the system when it dies; the C library's heap
+# keeps what lies under its (moving) threshold.
+MAPPED_FROM = 1 << 20
+
+# Linux backs only aligned 2 MiB ranges with huge pages; below two of them the request can't help.
+HUGE_PAGES_FROM = 4 << 20
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike, alignment: int = ALIGNMENT) -> NDArray[Any]:
+    """A new C-contiguous array whose first byte is at a multiple of `alignment`, values undefined.
+
+    NumPy's own allocator owns the memory, so its reuse of freed memory applies.
+    """
+    dtype = np.dtype(dtype)
+    nbytes = math.prod(shape) * dtype.itemsize
+    raw = np.empty(nbytes + alignment, np.uint8)
+    start = -address_of(raw) % alignment
+    return np.ndarray(shape, dtype, raw, start)
+
+
+class HostBlock:
+    """`nbytes` of aligned host memory, given back to the system when the last reference goes.
+
+    Large blocks ask for huge pages: filling 512 MiB of fresh small pages takes ten times as long as reused
+    ones.
+    """
+
+    __slots__ = ("__weakref__", "_memory", "address", "nbytes")
+
+    def __init__(self, nbytes: int, alignment: int = ALIGNMENT) -> None:
+        if alignment > mmap.PAGESIZE or alignment & (alignment - 1):
+            raise ValueError(f"alignment {alignment} isn't a power of two up to {mmap.PAGESIZE}")
+        self.nbytes = nbytes
+        if nbytes < MAPPED_FROM:
+            self._memory = aligned_empty((nbytes,), np.uint8, alignment)
+        else:
+            mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if nbytes >= HUGE_PAGES_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
+                mapping.madvise(mmap.MADV_HUGEPAGE)
+            self._memory = np.frombuffer(mapping, np.uint8)
+        self.address = address_of(self._memory)
+
+
+class HostBuffer:
+    """One loan of a `HostBlock`: the owner at the root of every array over it.
+
+    NumPy makes it the base of `array()`, and each slice, memoryview, tensor or DLPack import keeps it alive.
+    When the last alias dies, `on_release(block)` is called, possibly by the garbage collector inside any
+    other call: it must only append to a queue, never take a lock.
+
+    A `frozen` buffer lends only read-only arrays, and says that nobody else writes to the block. That makes
+    it safe to share with libraries whose arrays are immutable.
+    """
+
+    __slots__ = ("__weakref__", "_on_release", "block", "frozen")
+
+    def __init__(
+        self,
+        block: HostBlock,
+        *,
+        frozen: bool = False,
+        on_release: Callable[[HostBlock], None] | None = None,
+    ) -> None:
+        self.block = block
+        self.frozen = frozen
+        self._on_release = on_release
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": (self.block.nbytes,),
+            "typestr": "|u1",
+            "data": (self.block.address, self.frozen),
+            "version": 3,
+        }
+
+    def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """The first bytes of the block as a C-contiguous array; read-only if frozen."""
+        dtype = np.dtype(dtype)
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes > self.block.nbytes:
+            raise ValueError(f"{nbytes} bytes asked of a block of {self.block.nbytes}")
+        return np.asarray(self)[:nbytes].view(dtype).reshape(shape)
+
+    def detach(self) -> None:
+        """Forget `on_release`: the block then simply dies with the last alias."""
+        self._on_release = None
+
+    def __del__(self) -> None:
+        if self._on_release is not None:
+            self._on_release(self.block)
+
+
+class _WritableAlias:
+    """The array interface of a read-only array without its flag, for libraries that can't import the flag."""
+
+    __slots__ = ("__array_interface__", "_owner")
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+        self._owner = array
+
+
+def writable_alias(array: NDArray[Any]) -> NDArray[Any]:
+    """`array` itself, or the same memory without the read-only flag.
+
+    Only for handing memory to a library that won't write to it, or whose caller has accepted that it may.
+    """
+    return array if array.flags.writeable else np.asarray(_WritableAlias(array))
+
+
+def root_owner(array: NDArray[Any]) -> object:
+    """The object that owns the array's memory: the end of its chain of bases."""
+    owner: object = array
+    while True:
+        if isinstance(owner, np.ndarray):
+            base: object = owner.base
+        elif isinstance(owner, memoryview):
+            base = owner.obj
+        elif isinstance(owner, _WritableAlias):
+            base = owner._owner
+        else:
+            return owner
+        if base is None:
+            return owner
+        owner = base
+
+
+def address_of(array: NDArray[Any]) -> int:
+    """Address of the first element."""
+    return int(array.__array_interface__["data"][0])

@@ -1,0 +1,39 @@
+"""Which memory types work here, and why one doesn't."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memcore.errors import BackendUnavailableError
+from memcore.info import DeviceInfo
+from memcore.registry import backend_of, memory_type_names
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """`reason` says why the backend can't be used and how to install it; None if it can."""
+
+    memory_type: str
+    available: bool
+    version: str | None
+    devices: tuple[DeviceInfo, ...]
+    reason: str | None
+
+
+def backend_status() -> dict[str, BackendStatus]:
+    """The status of every registered memory type, by name. Imports each library that is installed."""
+    # pyclesperanto's driver must be loaded before TensorFlow's compiler, so it is asked first.
+    names = sorted(memory_type_names(), key=lambda name: name == "tensorflow")
+    found = {name: _status(name) for name in names}
+    return {name: found[name] for name in memory_type_names()}
+
+
+def _status(name: str) -> BackendStatus:
+    backend = backend_of(name)
+    if not backend.installed():
+        reason = f"{backend.module} isn't installed; install it with: {backend.install_hint}"
+        return BackendStatus(name, False, None, (), reason)
+    try:
+        return BackendStatus(name, True, backend.version(), backend.devices(), None)
+    except BackendUnavailableError as error:
+        return BackendStatus(name, False, None, (), str(error))
