@@ -1,1 +1,36 @@
-"""scheduler"""
+"""Image-stack jobs scheduled over GPUs and CPUs by the memory that they need and that is free.
+
+Public names load on first use, so that `import scheduler` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scheduler.config.errors import ConfigError as ConfigError
+    from scheduler.config.load import load_config as load_config
+    from scheduler.config.model import RunConfig as RunConfig
+    from scheduler.execution.status import RunStatus as RunStatus
+    from scheduler.execution.status import RunSummary as RunSummary
+
+_HOME = {
+    "ConfigError": "scheduler.config.errors",
+    "RunConfig": "scheduler.config.model",
+    "RunStatus": "scheduler.execution.status",
+    "RunSummary": "scheduler.execution.status",
+    "load_config": "scheduler.config.load",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'scheduler' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

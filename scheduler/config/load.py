@@ -9,7 +9,8 @@ from pydantic_core import ErrorDetails
 
 from scheduler.config.document import Document
 from scheduler.config.errors import ConfigError, ConfigProblem
-from scheduler.config.model import RunConfig, nearest
+from scheduler.config.model import RunConfig
+from scheduler.images.patterns import nearest
 
 _SET_BY_LOADING = "config_file"
 _EXPECTED = {

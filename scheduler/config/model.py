@@ -1,10 +1,7 @@
 """What a config file may say: one frozen model for each of its sections."""
 
 import re
-from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
-from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -26,8 +23,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from scheduler.images.errors import InputError
-from scheduler.images.patterns import parse_pattern
+from scheduler.images.errors import InputError, OutputError
+from scheduler.images.layout import FILE_FIELDS
+from scheduler.images.naming import suffix_of, template_fields
+from scheduler.images.patterns import nearest, parse_pattern
 
 OnPressure = Literal["earliest-finish", "cpu", "wait", "fail"]
 StrictInt = Annotated[int, Strict()]
@@ -89,24 +88,24 @@ def _pattern(text: str) -> str:
     try:
         parse_pattern(text)
     except InputError as error:
-        raise _problem(str(error)) from error
+        raise _problem(str(error).removeprefix(f"pattern {text!r}: ")) from error
     return text
 
 
-def template_fields(template: str) -> tuple[str, ...]:
-    """The names in braces of a template, in order; ValueError if the braces don't match."""
-    return tuple(dict.fromkeys(name for _, name, _, _ in Formatter().parse(template) if name))
-
-
-def _template(value: str) -> str:
+def _template(text: str) -> str:
     try:
-        fields = template_fields(value)
-    except ValueError as error:
-        raise _problem(f"bad braces: {error}") from error
-    for name in fields:
-        if not name.isidentifier():
-            raise _problem(f"{{{name}}} is no field name: use letters, digits and _")
-    return value
+        template_fields(text)
+    except OutputError as error:
+        raise _problem(str(error).removeprefix(f"output name {text!r}: ")) from error
+    return text
+
+
+def _format(text: str) -> str:
+    try:
+        suffix_of(text)
+    except OutputError as error:
+        raise _problem(str(error)) from error
+    return text
 
 
 ByteCount = Annotated[ByteSize, BeforeValidator(_size)]
@@ -117,6 +116,7 @@ FieldValues = Annotated[tuple[FieldValue, ...], BeforeValidator(_one_or_more), B
 MemoryTypes = Annotated[tuple[str, ...], BeforeValidator(_one_or_more), BeforeValidator(_not_empty)]
 ConfigPath = Annotated[Path, BeforeValidator(_resolved), PlainSerializer(str, when_used="json")]
 FilePattern = Annotated[str, Field(min_length=1), AfterValidator(_pattern)]
+OutputFormat = Annotated[str, AfterValidator(_format)]
 Template = Annotated[str, Field(min_length=1), AfterValidator(_template)]
 
 
@@ -162,7 +162,7 @@ class OutputConfig(Section):
     """Where results go; `name` is a template of the pattern's fields."""
 
     path: ConfigPath
-    format: Literal["ome-tiff", "ome-zarr"] = "ome-tiff"
+    format: OutputFormat = "ome-tiff"
     name: Template
 
 
@@ -253,25 +253,16 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        known = parse_pattern(self.input.pattern).fields
-        # Without the field to stack along each file holds whole stacks, and its own axes add fields.
-        if self.input.stack_along in known:
-            left = [name for name in known if name != self.input.stack_along]
-            for at, names, allowed in (
-                ("input.select", self.input.select, known),
-                ("output.name", template_fields(self.output.name), left),
-            ):
-                for name in names:
-                    if name not in allowed:
-                        what = f"{{{name}}} is no field of {self.input.pattern}{nearest(name, allowed)}"
-                        raise _problem(what, at=at)
+        along = self.input.stack_along
+        # The axes inside of a file add fields to those of its name.
+        known = list(dict.fromkeys((*parse_pattern(self.input.pattern).fields, *FILE_FIELDS)))
+        left = [name for name in known if name != along]
+        for at, names, allowed in (
+            ("input.stack_along", [along], known),
+            ("input.select", self.input.select, known),
+            ("output.name", template_fields(self.output.name), left),
+        ):
+            for name in names:
+                if name not in allowed:
+                    raise _problem(f"there is no field {name!r}{nearest(name, allowed)}", at=at)
         return self
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` with the known word that is most like `word`; else the list of what is known."""
-    known = list(known)
-    close = get_close_matches(word, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known here: {', '.join(known)}" if known else ""

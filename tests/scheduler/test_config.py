@@ -206,15 +206,15 @@ config_file: x
         "7:15: unknown key 'steps[1].declare.inputs'; did you mean 'input'?",
         "7:36: steps[1].declare.halo[2]: missing",
         "8:5: unknown key 'steps[1].wiht'; did you mean 'with'?",
-        "9:30: output.format: expected 'ome-tiff' or 'ome-zarr'",
-        "9:41: output.name: bad braces: expected '}' before end of string",
+        "9:30: output.format: there is no output format 'png' among tiff, ome-tiff",
+        "9:41: output.name: expected '}' before end of string",
         "10:24: memory.on_pressure: expected 'earliest-finish', 'cpu', 'wait' or 'fail'",
         "10:48: memory.reproducible: expected true or false",
         "11:22: jobs.timeout_s: should be greater than 0",
         "11:36: jobs.priority: expected a whole number",
         "11:55: jobs.max_failures: should be greater than or equal to 1",
         "12:1: unknown key 'clutser'; did you mean 'cluster'?",
-        "13:1: unknown key 'config_file'; known here: input, steps, output, devices, memory, jobs, cluster",
+        "13:1: unknown key 'config_file' among input, steps, output, devices, memory, jobs, cluster",
     ]
 
 
@@ -224,22 +224,22 @@ config_file: x
         (
             'name: "{well}"',
             'name: "{wel}"',
-            "3:27: output.name: {wel} is no field of {well}_z{z}.tif; did you mean 'well'?",
+            "3:27: output.name: there is no field 'wel'; did you mean 'well'?",
         ),
         (
             'name: "{well}"',
             'name: "{z}"',
-            "3:27: output.name: {z} is no field of {well}_z{z}.tif; known here: well",
+            "3:27: output.name: there is no field 'z' among well, channel, time, sample, image",
         ),
         (
             'tif"}',
             'tif", select: {site: 1}}',
-            "1:55: input.select: {site} is no field of {well}_z{z}.tif; known here: well, z",
+            "1:55: input.select: there is no field 'site' among well, z, channel",
         ),
         (
             "{well}_z{z}",
             "{well}{z}",
-            "1:28: input.pattern: pattern '{well}{z}.tif': fields {well} and {z} touch",
+            "1:28: input.pattern: fields {well} and {z} touch",
         ),
         (
             'tif"}',
@@ -250,6 +250,7 @@ config_file: x
         ("steps: [{use: gaussian}]", "steps: []", "2:8: steps: needs at least one entry"),
         ("steps: [{use: gaussian}]", "steps: gaussian", "2:8: steps: expected a list"),
         ("steps: [{use: gaussian}]", "steps: [gaussian]", "2:9: steps[0]: expected a mapping of keys"),
+        ('tif"}', 'tif", stack_along: zz}', "1:60: input.stack_along: there is no field 'zz'; did you"),
         ("path: out", "path: 3", "3:16: output.path: expected a path"),
         ("path: out", 'path: ""', "3:16: output.path: expected a path"),
         ("path: out", 'path: "a\\0b"', "3:16: output.path: a path can't hold a NUL character"),
@@ -268,7 +269,7 @@ def test_missing_sections_are_named(write):
     ]
 
 
-def test_fields_of_files_that_hold_whole_stacks_are_known_only_later(write):
+def test_axes_inside_of_files_are_fields_too(write):
     text = LEAST.replace("{well}_z{z}.tif", "{well}.tif").replace(
         'name: "{well}"', 'name: "{well}_{channel}"'
     )
