@@ -12,12 +12,12 @@ PARTIAL_SUFFIX = ".part"
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, overwrite: bool = False, durable: bool = True) -> Iterator[BinaryIO]:
     """A binary file, open for writing and reading, that becomes `path` when the block ends without an error.
 
-    It has a temporary name in the same folder, is flushed to the disk, and then renamed. It is created as any
-    file is, so that umask and a folder's setgid hold (tempfile's are 0600). A link at `path` is replaced, not
-    followed. The folder must exist.
+    It has a temporary name in the same folder, is flushed to the disk if `durable`, and renamed. It is
+    created as any file is, so that umask and a folder's setgid hold (tempfile's are 0600). A link at `path`
+    is replaced, not followed. The folder must exist.
 
     Raises
     ------
@@ -34,10 +34,12 @@ def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         undo.callback(partial.unlink, missing_ok=True)
         yield file
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
         refuse_existing(path, overwrite=overwrite)
         os.replace(partial, path)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

@@ -52,7 +52,7 @@ def write_stack(
     """Write `array`, a NumPy [Z, Y, X], to `path`: in the end all of it is there, or nothing.
 
     `format` is `ome-tiff` or `tiff`; BigTIFF where 4 GiB don't suffice. Axes are ZYX; sizes are micrometres
-    of z (None if unknown), y and x. `provenance` is kept as a map annotation (OME) or in the description (TIFF);
+    of z (None if unknown), y and x. `provenance` is kept as a map annotation (OME) or in the description;
     values that aren't text are written as JSON. Folders between are created.
 
     Raises
