@@ -60,3 +60,35 @@ def run(
     from scheduler.screens.run_command import run_command
 
     raise typer.Exit(run_command(config, overwrite=overwrite, as_json=as_json, quiet=quiet, debug=debug))
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(help="Where to write the files.")],
+    wells: Annotated[int, typer.Option(help="Wells of a 96-well plate.", min=1, max=96)] = 4,
+    sites: Annotated[int, typer.Option(help="Sites in each well.", min=1)] = 2,
+    channels: Annotated[int, typer.Option(help="Channels of each site.", min=1)] = 2,
+    planes: Annotated[int, typer.Option(help="Planes of each stack.", min=1)] = 12,
+    size: Annotated[int, typer.Option(help="Pixels along each side of a plane.", min=1)] = 512,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same files.", min=0)] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace other files of these names.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a small realistic data set: 16-bit TIFF planes of cells, about 100 MB by default.
+
+    Example: stackyard sample data/sample --wells 2 --size 256
+    """
+    from scheduler.screens.sample_command import sample_command
+
+    sample_command(
+        folder,
+        sizes={"sites": sites, "channels": channels, "planes": planes, "size": size},
+        wells=wells,
+        seed=seed,
+        overwrite=overwrite,
+        as_json=as_json,
+        debug=debug,
+    )

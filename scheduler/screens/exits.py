@@ -33,13 +33,20 @@ def errors_as_messages(*, debug: bool, unusable: tuple[type[Exception], ...]) ->
         raise
     except Exception as error:
         expected = isinstance(error, (*unusable, OSError))
-        said = str(error) if expected else f"internal error: {type(error).__name__}: {error}"
+        said = _message(error) if expected else f"internal error: {type(error).__name__}: {error}"
         if debug:
             traceback.print_exception(error, file=sys.stderr)
         elif not expected:
             said += "\n(the same with --debug says where)"
         print(f"stackyard: {printable(said)}", file=sys.stderr)
         raise typer.Exit(UNUSABLE if expected else SOME_JOBS_FAILED) from error
+
+
+def _message(error: Exception) -> str:
+    # Errors of the operating system print as "[Errno 13] Permission denied: 'out'".
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 @contextmanager

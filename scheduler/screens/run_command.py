@@ -5,23 +5,27 @@ from pathlib import Path
 from rich.console import Console
 
 from scheduler.config import ConfigError, load_config
-from scheduler.execution.run import run
 from scheduler.images.errors import InputError, OutputError
 from scheduler.screens.exits import errors_as_messages, print_json, stop_on_signals
 from scheduler.screens.progress import progress_on
 from scheduler.screens.summary import print_summary
-from scheduler.steps.resolve import StepError
-
-UNUSABLE = (ConfigError, InputError, OutputError, StepError)
 
 
 def run_command(path: Path, *, overwrite: bool, as_json: bool, quiet: bool, debug: bool) -> int:
     """Run the config at `path` and return the exit status."""
     errors = Console(stderr=True)
-    with errors_as_messages(debug=debug, unusable=UNUSABLE):
+    with errors_as_messages(debug=debug, unusable=(ConfigError,)):
         config = load_config(path)
-        with progress_on(errors, quiet=quiet) as progress, stop_on_signals(progress.say) as stop:
-            summary = run(config, overwrite=overwrite, on_status=progress.update, stop=stop)
+    # Dask takes a second to import: a config that can't be read is refused before that.
+    from scheduler.execution.run import run
+    from scheduler.steps.resolve import StepError
+
+    with (
+        errors_as_messages(debug=debug, unusable=(InputError, OutputError, StepError)),
+        progress_on(errors, quiet=quiet) as progress,
+        stop_on_signals(progress.say) as stop,
+    ):
+        summary = run(config, overwrite=overwrite, on_status=progress.update, stop=stop)
     if as_json:
         print_json(summary.to_json())
     if summary.failures and (quiet or as_json):
