@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from pools.pool_set import PoolSet as PoolSet
     from pools.stats import LeaseInfo as LeaseInfo
     from pools.stats import PoolStats as PoolStats
+    from pools.virtual import Charge as Charge
+    from pools.virtual import ChargeInfo as ChargeInfo
+    from pools.virtual import VirtualDeviceMemory as VirtualDeviceMemory
 
 _HOME = {
     "ArrayPool": "pools.array_pool",
+    "Charge": "pools.virtual",
+    "ChargeInfo": "pools.virtual",
     "ForkedPoolError": "pools.errors",
     "Lease": "pools.lease",
     "LeaseEndedError": "pools.errors",
@@ -28,6 +33,7 @@ _HOME = {
     "PoolExhaustedError": "pools.errors",
     "PoolSet": "pools.pool_set",
     "PoolStats": "pools.stats",
+    "VirtualDeviceMemory": "pools.virtual",
     "held_by": "pools.holder",
 }
 
