@@ -20,12 +20,12 @@ class BackendStatus:
     reason: str | None
 
 
-def backend_status() -> dict[str, BackendStatus]:
-    """The status of every registered memory type, by name. Imports each library that is installed."""
+def backend_status(*memory_types: str) -> dict[str, BackendStatus]:
+    """The status of these memory types, or of every registered one, by name. Imports each that is installed."""
+    names = memory_types or memory_type_names()
     # pyclesperanto's driver must be loaded before TensorFlow's compiler, so it is asked first.
-    names = sorted(memory_type_names(), key=lambda name: name == "tensorflow")
-    found = {name: _status(name) for name in names}
-    return {name: found[name] for name in memory_type_names()}
+    found = {name: _status(name) for name in sorted(names, key=lambda name: name == "tensorflow")}
+    return {name: found[name] for name in names}
 
 
 def _status(name: str) -> BackendStatus:
