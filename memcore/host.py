@@ -7,22 +7,22 @@ less; `numpy.empty` of a mebibyte and more starts at 16 past one. A `HostBlock` 
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 ALIGNMENT = 64
 
-# From here on a block is its own mapping, which goes back to the system when it dies; the C library's heap
-# keeps what lies under its (moving) threshold.
-MAPPED_FROM = 1 << 20
+# From here on a block is its own mapping, which goes back to the system when the block dies; the C library's
+# heap keeps what lies under its (moving) threshold.
+MAPPED_FROM = 32 << 10
 
-# Linux backs only aligned 2 MiB ranges with huge pages; below two of them the request can't help.
-HUGE_PAGES_FROM = 4 << 20
+HUGE_PAGE = 2 << 20
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike, alignment: int = ALIGNMENT) -> NDArray[Any]:
@@ -40,28 +40,50 @@ def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike, alignment: int = ALI
 class HostBlock:
     """`nbytes` of aligned host memory, given back to the system when the last reference goes.
 
-    Large blocks ask for huge pages: filling 512 MiB of fresh small pages takes ten times as long as reused
-    ones.
+    Its address is a multiple of 64; from 2 MiB on, of 2 MiB, and whole huge pages are asked for: filling 512
+    MiB of fresh small pages takes ten times as long as reused ones.
     """
 
     __slots__ = ("__weakref__", "_memory", "address", "nbytes")
 
-    def __init__(self, nbytes: int, alignment: int = ALIGNMENT) -> None:
-        if alignment > mmap.PAGESIZE or alignment & (alignment - 1):
-            raise ValueError(f"alignment {alignment} isn't a power of two up to {mmap.PAGESIZE}")
+    def __init__(self, nbytes: int, *, huge_pages: bool = True) -> None:
         self.nbytes = nbytes
         if nbytes < MAPPED_FROM:
-            self._memory = aligned_empty((nbytes,), np.uint8, alignment)
-        else:
-            mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if nbytes >= HUGE_PAGES_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
-                mapping.madvise(mmap.MADV_HUGEPAGE)
-            self._memory = np.frombuffer(mapping, np.uint8)
-        self.address = address_of(self._memory)
+            self._memory = aligned_empty((nbytes,), np.uint8)
+            self.address = address_of(self._memory)
+            return
+        spare = HUGE_PAGE if nbytes >= HUGE_PAGE else 0
+        # private, since shared anonymous memory (mmap's default) gets no huge pages
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        try:
+            mapping = mmap.mmap(-1, nbytes + spare, flags=flags)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise MemoryError(f"the system has no {nbytes} bytes of address space or memory left") from error
+        self._memory = np.frombuffer(mapping, np.uint8)
+        start = address_of(self._memory)
+        skip = -start % HUGE_PAGE if spare else 0
+        self.address = start + skip
+        if spare and hasattr(mmap, "MADV_HUGEPAGE"):
+            # Only huge pages that end inside the block: one that reached past it would be memory that
+            # nobody counts.
+            advice = mmap.MADV_HUGEPAGE if huge_pages else mmap.MADV_NOHUGEPAGE
+            mapping.madvise(advice, skip, nbytes // HUGE_PAGE * HUGE_PAGE)
+
+
+class Memory(Protocol):
+    """Host memory that a `HostBuffer` can lend: a `HostBlock`, or what keeps one."""
+
+    @property
+    def address(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 class HostBuffer:
-    """One loan of a `HostBlock`: the owner at the root of every array over it.
+    """One loan of a block: the owner at the root of every array over it.
 
     NumPy makes it the base of `array()`, and each slice, memoryview, tensor or DLPack import keeps it alive.
     When the last alias dies, `on_release(block)` is called, possibly by the garbage collector inside any
@@ -75,10 +97,10 @@ class HostBuffer:
 
     def __init__(
         self,
-        block: HostBlock,
+        block: Memory,
         *,
         frozen: bool = False,
-        on_release: Callable[[HostBlock], None] | None = None,
+        on_release: Callable[[Any], None] | None = None,
     ) -> None:
         self.block = block
         self.frozen = frozen
@@ -99,7 +121,8 @@ class HostBuffer:
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes > self.block.nbytes:
             raise ValueError(f"{nbytes} bytes asked of a block of {self.block.nbytes}")
-        return np.asarray(self)[:nbytes].view(dtype).reshape(shape)
+        # NumPy keeps the plain bytes, and with them this owner, as the base of every view
+        return np.ndarray(shape, dtype, np.asarray(self))
 
     def detach(self) -> None:
         """Forget `on_release`: the block then simply dies with the last alias."""
