@@ -21,7 +21,7 @@ class BackendStatus:
 
 
 def backend_status(*memory_types: str) -> dict[str, BackendStatus]:
-    """The status of these memory types, or of every registered one, by name. Imports each that is installed."""
+    """The status of these memory types, or of every registered one, by name. Imports what is installed."""
     names = memory_types or memory_type_names()
     # pyclesperanto's driver must be loaded before TensorFlow's compiler, so it is asked first.
     found = {name: _status(name) for name in sorted(names, key=lambda name: name == "tensorflow")}
