@@ -103,7 +103,7 @@ class Backend(ABC):
         """The place that `gpu_id` names. Raises DeviceError if there is no such place."""
         known = [device.gpu_id for device in self.devices()]
         if (type(gpu_id) is int or gpu_id == "cpu") and gpu_id in known:
-            return gpu_id  # type: ignore[return-value]
+            return gpu_id
         raise DeviceError(device_problem(self.memory_type, gpu_id, known))
 
     @abstractmethod
@@ -122,9 +122,13 @@ class Backend(ABC):
         """PCI address or UUID of the device, as every library that shares memory on it tells it."""
         return next((d.physical_id for d in self.devices() if d.gpu_id == place), None)
 
-    def move(self, array: Array, gpu_id: GpuId) -> Array | None:  # noqa: ARG002
-        """A copy on another device of the same library, or None if only the host can carry it."""
-        return None
+    def can_move(self, origin: GpuId, place: GpuId) -> bool:  # noqa: ARG002
+        """True if `move` copies between these places without passing through a host array."""
+        return True
+
+    def move(self, array: Array, gpu_id: GpuId) -> Array:
+        """The array on another device of the same library."""
+        return self.from_host(self.to_host(array), gpu_id)
 
     def synchronize(self, gpu_id: GpuId) -> None:  # noqa: B027
         """Wait until all work submitted to the device is done."""
@@ -291,7 +295,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         import ml_dtypes
     except ImportError as error:
         raise DtypeError("NumPy has bfloat16 only with: pip install ml_dtypes") from error
-    return np.dtype(ml_dtypes.bfloat16)
+    brain: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return brain
 
 
 def numpy_dtype_name(dtype: np.dtype[Any]) -> str:

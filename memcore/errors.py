@@ -18,7 +18,7 @@ class MemcoreError(Exception):
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        return self.args == other.args and self.__dict__ == other.__dict__  # type: ignore[attr-defined]
+        return self.args == other.args and self.__dict__ == other.__dict__
 
     def __hash__(self) -> int:
         return hash((type(self), self.args))

@@ -118,8 +118,8 @@ def _find(cls: type) -> Backend:
                 if ancestor is cls or backend.accepts_subclass(cls):
                     return backend
                 raise UnknownMemoryTypeError(
-                    f"{_full_name(cls)} is a subclass of the {backend.memory_type} {backend.noun} and may mean "
-                    f"more than its values; {backend.remedy_for_type(cls)}"
+                    f"{_full_name(cls)} is a subclass of the {backend.memory_type} {backend.noun} and may "
+                    f"mean more than its values; {backend.remedy_for_type(cls)}"
                 )
     for ancestor in cls.__mro__:
         for backend in _backends_from(_root(ancestor)):

@@ -61,7 +61,7 @@ class CupyBackend(Backend):
     def exchange_kind(self, place: GpuId) -> int | None:  # noqa: ARG002
         return CUDA
 
-    def move(self, array: Array, gpu_id: GpuId) -> Array | None:
+    def move(self, array: Array, gpu_id: GpuId) -> Array:
         source = self.device_of(array)
         with self._on(source):
             # The copy runs on the target's stream, which doesn't wait for what this one has still to write.

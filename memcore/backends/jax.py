@@ -64,13 +64,16 @@ class JaxBackend(Backend):
             found = [DeviceInfo(d.id, "cpu", f"logical CPU {d.id}") for d in cpus] if len(cpus) > 1 else []
         return (DeviceInfo("cpu", "cpu", "host memory"), *found)
 
+    def validate_gpu_id(self, gpu_id: object) -> GpuId:
+        place = super().validate_gpu_id(gpu_id)
+        # Where logical CPUs are configured, host memory is the first of them: one place has one name.
+        return 0 if place == "cpu" and self._has_logical_cpus() else place
+
     def device_of(self, array: Array) -> GpuId:
         (device,) = array.sharding.device_set
         if device.platform != "cpu":
             return self._ordinal(device)
-        if len(self.library.devices("cpu")) > 1 and not self._accelerators():
-            return int(device.id)
-        return "cpu"
+        return int(device.id) if self._has_logical_cpus() else "cpu"
 
     def in_host_memory(self, place: GpuId) -> bool:
         return place == "cpu" or not self._accelerators()
@@ -78,7 +81,7 @@ class JaxBackend(Backend):
     def exchange_kind(self, place: GpuId) -> int | None:
         return None if self.in_host_memory(place) else CUDA
 
-    def move(self, array: Array, gpu_id: GpuId) -> Array | None:
+    def move(self, array: Array, gpu_id: GpuId) -> Array:
         return self.library.device_put(array, self._device(gpu_id))
 
     def synchronize(self, gpu_id: GpuId) -> None:
@@ -159,6 +162,9 @@ class JaxBackend(Backend):
 
     def array_namespace(self, array: Array) -> Any | None:
         return None if self.in_host_memory(self.device_of(array)) else self.library.numpy
+
+    def _has_logical_cpus(self) -> bool:
+        return len(self.library.devices("cpu")) > 1 and not self._accelerators()
 
     def _accelerators(self) -> list[Any]:
         devices = self.library.local_devices()

@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,6 +72,9 @@ class PyclesperantoBackend(Backend):
     def in_host_memory(self, place: GpuId) -> bool:  # noqa: ARG002
         return False
 
+    def can_move(self, origin: GpuId, place: GpuId) -> bool:  # noqa: ARG002  one OpenCL context for each device
+        return False
+
     def synchronize(self, gpu_id: GpuId) -> None:
         # The queue is in order: a blocking read comes back after all that was submitted before it.
         self.library.create((1,), dtype=np.uint8, device=self._handles()[int(gpu_id)]).get()
@@ -129,9 +131,6 @@ class PyclesperantoBackend(Backend):
 
     def write_host(self, destination: Array, source: NDArray[Any]) -> None:
         destination.set(np.ascontiguousarray(source))
-
-    def stack(self, slices: Sequence[Array], out: Array | None) -> Array:
-        return super().stack(slices, out)
 
     def is_oom(self, error: BaseException) -> bool:
         if type(error) is RuntimeError and any(name in str(error) for name in OUT_OF_MEMORY):

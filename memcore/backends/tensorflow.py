@@ -57,14 +57,18 @@ class TensorflowBackend(Backend):
             found = [DeviceInfo(i, "cpu", d.name) for i, d in enumerate(cpus)] if len(cpus) > 1 else []
         return (DeviceInfo("cpu", "cpu", "host memory"), *found)
 
+    def validate_gpu_id(self, gpu_id: object) -> GpuId:
+        place = super().validate_gpu_id(gpu_id)
+        # Where logical CPUs are configured, host memory is the first of them: one place has one name.
+        return 0 if place == "cpu" and self._has_logical_cpus() else place
+
     def device_of(self, array: Array) -> GpuId:
         # `device` is where the tensor was asked to be; int32 tensors "on" a GPU are kept in host memory.
         _, _, name = array.backing_device.partition("/device:")
         kind, _, index = name.partition(":")
         if kind == "GPU":
             return int(index)
-        logical = len(self.library.config.list_logical_devices("CPU")) > 1
-        return int(index) if logical and not self._has_gpus() else "cpu"
+        return int(index) if self._has_logical_cpus() else "cpu"
 
     def in_host_memory(self, place: GpuId) -> bool:
         return place == "cpu" or not self._has_gpus()
@@ -72,7 +76,7 @@ class TensorflowBackend(Backend):
     def exchange_kind(self, place: GpuId) -> int | None:
         return None if self.in_host_memory(place) else CUDA
 
-    def move(self, array: Array, gpu_id: GpuId) -> Array | None:
+    def move(self, array: Array, gpu_id: GpuId) -> Array:
         with self._on(gpu_id):
             return self.library.identity(array)
 
@@ -163,6 +167,9 @@ class TensorflowBackend(Backend):
 
     def array_namespace(self, array: Array) -> Any | None:
         return None if self.in_host_memory(self.device_of(array)) else self.library.experimental.numpy
+
+    def _has_logical_cpus(self) -> bool:
+        return len(self.library.config.list_logical_devices("CPU")) > 1 and not self._has_gpus()
 
     def _has_gpus(self) -> bool:
         return bool(self.library.config.list_logical_devices("GPU"))

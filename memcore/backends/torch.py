@@ -70,7 +70,7 @@ class TorchBackend(Backend):
     def exchange_kind(self, place: GpuId) -> int | None:
         return None if place == "cpu" else CUDA
 
-    def move(self, array: Array, gpu_id: GpuId) -> Array | None:
+    def move(self, array: Array, gpu_id: GpuId) -> Array:
         return array.to(_device(gpu_id), copy=True)
 
     def synchronize(self, gpu_id: GpuId) -> None:
