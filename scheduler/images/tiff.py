@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ def read_plane(
     if (height, width) != out.shape or page.dtype != out.dtype:
         found = f"{page.dtype} ({height}, {width})"
         raise ImageError(f"{ref.path} page {ref.page}: {found}, but {out.dtype} {out.shape} {expected}")
+    if ref.sample is not None and ref.sample >= samples:
+        wanted = f"sample {ref.sample} is wanted"
+        raise ImageError(f"{ref.path} page {ref.page}: {samples} sample a pixel, but {wanted} {expected}")
     if samples > 1 and ref.sample is None:
         raise ImageError(f"{ref.path} page {ref.page}: {samples} samples a pixel, but one {expected}")
     if ref.offset is not None:
@@ -97,6 +101,9 @@ def check_plausible(page: tifffile.TiffPage, path: str) -> None:
         lacking = page.dataoffsets[0] + nbytes - file_bytes
         if lacking > 0:
             raise ImageError(f"{where}: truncated: {lacking} of its {nbytes} bytes are missing")
+        stored = sum(page.databytecounts)
+        if stored < nbytes and not (page.parent.is_lsm or page.parent.is_stk):
+            raise ImageError(f"{where}: absurd header: claims {nbytes} bytes, stored in {stored}")
         return
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     absent = math.prod(page.chunked) - sum(offset > 0 and count > 0 for offset, count in segments)
@@ -106,9 +113,8 @@ def check_plausible(page: tifffile.TiffPage, path: str) -> None:
     if lacking > 0:
         raise ImageError(f"{where}: truncated: {lacking} bytes of its last strip or tile are missing")
     stored = sum(count for _, count in segments)
-    # packed samples of less than 8 bits grow up to eightfold when unpacked
-    possible = 8 * stored * MAX_RATIO.get(int(page.compression), MAX_RATIO_OTHER)
-    if nbytes > possible:
+    packed = math.prod(page.shape) * page.bitspersample // 8
+    if packed > stored * MAX_RATIO.get(int(page.compression), MAX_RATIO_OTHER):
         claim = f"{nbytes} bytes ({page.dtype} {page.shape})"
         raise ImageError(f"{where}: absurd header: claims {claim}, stored in {stored}")
     segment_bytes = math.prod(page.chunks) * page.dtype.itemsize
@@ -179,6 +185,8 @@ def _ome_layouts(file: tifffile.TiffFile, path: str) -> list[Layout]:
 def _series_layout(file: tifffile.TiffFile, path: str) -> Layout:
     """All other TIFF, by tifffile's series: ImageJ, tifffile's own, LSM, MetaMorph, …, or pages in a row."""
     series = [one for one in file.series if not one.keyframe.is_reduced]
+    if len(series) > 1 and _differ_in_storage_only(series):
+        return _page_layout(series, path)
     if len(series) != 1:
         kinds = ", ".join(f"{len(one)} pages of {one.dtype} {one.keyframe.shape}" for one in series[:4])
         raise ImageError(f"{path}: its pages aren't one stack: {kinds or 'only thumbnails'}")
@@ -186,20 +194,51 @@ def _series_layout(file: tifffile.TiffFile, path: str) -> Layout:
     page = only.keyframe
     height, width, samples = _plane_shape(page, path)
     check_plausible(page, path)
-    if not only.axes.endswith(page.axes) or only.is_multifile or only.transform is not None:
+    # tifffile writes three planes as one RGB page of separate samples unless it is told not to
+    planes_as_samples = page.axes == "SYX" and only.axes[-3:-2] not in ("", "S")
+    inner = "YX" if planes_as_samples else page.axes
+    if not only.axes.endswith(inner) or only.is_multifile or only.transform is not None:
         raise ImageError(f"{path}: an image of axes {only.axes} in pages of {page.axes}, which isn't read")
-    axes = only.axes[: -len(page.axes)]
+    axes = only.axes[: -len(inner)]
     sizes = tuple(int(size) for size in only.shape[: len(axes)])
+    if planes_as_samples:
+        pages = _series_planes(only, math.prod(sizes) // samples, path)
+        planes = tuple(replace(ref, sample=sample) for ref in pages for sample in range(samples))
+        samples = 1
+    else:
+        planes = _series_planes(only, math.prod(sizes), path)
     physical_size_um, channel_names = _metadata(file, page)
     return Layout(
         axes=axes,
         sizes=sizes,
-        planes=_series_planes(only, math.prod(sizes), path),
+        planes=planes,
         plane_shape=(height, width),
         samples=samples,
         dtype=page.dtype.name,
         physical_size_um=physical_size_um,
         channel_names=channel_names,
+    )
+
+
+def _differ_in_storage_only(series: Sequence[tifffile.TiffPageSeries]) -> bool:
+    """Pages without metadata that tifffile keeps apart by their compression or strips, not by their pixels."""
+    return len(
+        {(one.kind, str(one.dtype), one.keyframe.shape, one.keyframe.axes) for one in series}
+    ) == 1 and (series[0].kind == "generic")
+
+
+def _page_layout(series: Sequence[tifffile.TiffPageSeries], path: str) -> Layout:
+    pages = sorted((page for one in series for page in one.pages), key=lambda page: page.index)
+    height, width, samples = _plane_shape(series[0].keyframe, path)
+    for one in series:
+        check_plausible(one.keyframe, path)
+    return Layout(
+        axes="I",
+        sizes=(len(pages),),
+        planes=tuple(PlaneRef(path, page.index) for page in pages),
+        plane_shape=(height, width),
+        samples=samples,
+        dtype=series[0].dtype.name,
     )
 
 

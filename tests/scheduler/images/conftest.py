@@ -1,0 +1,41 @@
+"""Small stacks on disk, in the ways in which microscopes and programs write them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+PATTERN = "{well}_s{site}_z{z}_c{channel}.tif"
+
+
+@pytest.fixture
+def pixels() -> Callable[..., np.ndarray]:
+    """A random array of the dtype's whole range: `pixels((3, 5, 7), "uint16")`."""
+
+    def make(shape: tuple[int, ...], dtype: str = "uint16", seed: int = 0) -> np.ndarray:
+        generator = np.random.default_rng(seed)
+        kind = np.dtype(dtype)
+        if kind.kind == "f":
+            return generator.standard_normal(shape).astype(kind)
+        if kind.kind == "b":
+            return generator.integers(0, 2, shape).astype(kind)
+        info = np.iinfo(kind)
+        return generator.integers(info.min, info.max, shape, dtype=kind, endpoint=True)
+
+    return make
+
+
+@pytest.fixture
+def plate(tmp_path: Path, pixels: Callable[..., np.ndarray]) -> tuple[Path, dict[str, np.ndarray]]:
+    """Wells A01 and B02, one site, channels 1 and 2, 4 planes of 12 × 10; and the stacks by name."""
+    folder = tmp_path / "plate"
+    folder.mkdir()
+    stacks = {}
+    for number, (well, channel) in enumerate([("A01", 1), ("A01", 2), ("B02", 1), ("B02", 2)]):
+        stack = pixels((4, 12, 10), seed=number)
+        stacks[f"well-{well}_site-1_channel-{channel}"] = stack
+        for z, plane in enumerate(stack):
+            tifffile.imwrite(folder / f"{well}_s1_z{z:02d}_c{channel}.tif", plane)
+    return folder, stacks
