@@ -1,0 +1,167 @@
+"""The account of one device, and the classes of equal devices with an index of who has room."""
+
+from bisect import bisect_left, insort
+
+from scheduler.core.model import Device, DeviceKind, DeviceSnapshot, DeviceView
+from scheduler.core.queues import FitQueue, ShortestQueue
+from scheduler.core.records import Group, JobRecord
+
+
+class DeviceClass:
+    """Devices of equal kind, model and capacity: a group's options are the same on all of them.
+
+    `open` lists those that could start something, by free bytes. `fit` holds groups that may run here and can't or
+    needn't run elsewhere, `shortest` (CPU only) those that would rather have a GPU; `alone` waits for an empty device,
+    `restricted` for particular devices.
+    """
+
+    def __init__(self, index: int, device: Device) -> None:
+        self.index = index
+        self.kind = device.kind
+        self.model = device.model
+        self.is_cpu = device.kind is DeviceKind.CPU
+        self.capacity = device.total_bytes - device.headroom_bytes
+        self.accounts: list[DeviceAccount] = []
+        self.open: list[tuple[int, int, DeviceAccount]] = []
+        self.fit = FitQueue()
+        self.shortest = ShortestQueue()
+        self.alone: dict[int, Group] = {}
+        self.restricted: dict[int, Group] = {}
+        self.warm: dict[str, dict[int, Group]] = {}
+        self._available: int | None = None
+
+    def available(self) -> int:
+        """The most bytes that a job could get here now if all our own jobs ended: what strangers leave."""
+        if self._available is None:
+            self._available = max((account.available for account in self.accounts), default=-1)
+        return self._available
+
+    def strangers_moved(self) -> None:
+        """What a device offers has changed for another reason than our own reservations."""
+        self._available = None
+
+
+class HostAccount:
+    """Host memory that every device of the host draws from; `starved` once a job was held back for lack of it."""
+
+    def __init__(self, cpu: "DeviceAccount | None" = None) -> None:
+        self.cpu = cpu
+        self.devices: list[DeviceAccount] = []
+        self.starved = False
+
+    @property
+    def free(self) -> int:
+        """Host bytes that can be promised; without an account of the host nothing limits them."""
+        return self.cpu.free if self.cpu is not None else 1 << 62
+
+
+class DeviceAccount:
+    """One device: the last snapshot, what this run has reserved since, and who runs there.
+
+    free = total - external - committed - headroom, with committed taken apart into our own reservations (always
+    current), other runs' (as of the snapshot) and what processes hold beyond any reservation.
+    """
+
+    __slots__ = (
+        "blocked", "claim", "cls", "device", "done", "exclusive", "excess", "external", "foreign", "host", "idle",
+        "key", "known", "online", "ordinal", "problem", "processes", "reserved", "residents", "running", "slots",
+        "total", "used",
+    )  # fmt: skip
+
+    def __init__(self, device: Device, ordinal: int, cls: DeviceClass, host: HostAccount) -> None:
+        self.device = device
+        self.ordinal = ordinal
+        self.cls = cls
+        self.host = host
+        self.online = True
+        self.slots = device.slots
+        self.total = device.total_bytes
+        self.known = False
+        self.problem = "not probed yet"
+        self.used = self.external = self.foreign = self.excess = self.idle = self.processes = 0
+        self.reserved = 0
+        self.running: dict[str, JobRecord] = {}
+        self.exclusive: str | None = None
+        self.claim: JobRecord | None = None
+        self.blocked = ""
+        self.residents: dict[str, int] = {}
+        self.done = 0
+        self.key: tuple[int, int] | None = None
+
+    @property
+    def available(self) -> int:
+        """Bytes that our jobs could have if none of them ran now; -1 while unknown or offline."""
+        if not self.known or not self.online:
+            return -1
+        return self.total - self.external - self.foreign - self.excess - self.device.headroom_bytes
+
+    @property
+    def free(self) -> int:
+        """Bytes that can be promised to one more job; -1 while unknown or offline."""
+        if not self.known or not self.online:
+            return -1
+        headroom = self.device.headroom_bytes
+        return self.total - self.external - self.foreign - self.excess - headroom - self.reserved
+
+    @property
+    def window(self) -> int:
+        """The most attempts at one time."""
+        return self.slots + self.device.prefetch if self.slots else 0
+
+    @property
+    def has_slot(self) -> bool:
+        """True if another attempt may start, memory aside."""
+        return (
+            self.known
+            and self.online
+            and self.exclusive is None
+            and not self.blocked
+            and len(self.running) < self.window
+        )
+
+    def take_snapshot(self, snapshot: DeviceSnapshot) -> bool:
+        """Replace what the last snapshot said; True if anything that admission depends on has changed."""
+        before = (self.known, self.total, self.external, self.foreign, self.excess, self.blocked)
+        self.blocked = ""
+        self.known = snapshot.used_bytes is not None
+        self.total = snapshot.total_bytes
+        self.problem = snapshot.problem or ("" if self.known else "its memory could not be read")
+        self.external = snapshot.external_bytes
+        self.used = snapshot.used_bytes or 0
+        foreign = excess = idle = processes = 0
+        for process in snapshot.processes:
+            excess += process.excess_bytes
+            if process.ours:
+                idle += process.reclaimable_bytes
+                processes += process.held_bytes > 0
+            else:
+                foreign += process.reserved_bytes
+        self.foreign, self.excess, self.idle, self.processes = foreign, excess, idle, processes
+        if before == (self.known, self.total, self.external, self.foreign, self.excess, ""):
+            return False
+        self.cls.strangers_moved()
+        return True
+
+    def reindex(self) -> None:
+        """Put this device where it belongs in its class's list of open devices."""
+        key = (self.free, self.ordinal) if self.has_slot and self.claim is None else None
+        if key == self.key:
+            return
+        opened = self.cls.open
+        if self.key is not None:
+            del opened[bisect_left(opened, self.key)]
+        if key is not None:
+            insort(opened, (*key, self))
+        self.key = key
+
+    def view(self) -> DeviceView:
+        """The account as the screens show it."""
+        device = self.device
+        return DeviceView(
+            uuid=device.uuid, name=device.name, kind=device.kind, virtual=device.virtual, host=device.host,
+            total_bytes=self.total, free_bytes=max(0, self.free) if self.known and self.online else None,
+            reserved_bytes=self.reserved, idle_bytes=self.idle, external_bytes=self.external if self.known else 0,
+            running=tuple(self.running), done=self.done,
+            problem=self.problem if self.online else self.problem or "offline: its worker is gone",
+        )  # fmt: skip
+

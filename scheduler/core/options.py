@@ -1,0 +1,124 @@
+"""On which classes of devices a group could run, by which plans, and what each would need: no load considered."""
+
+from scheduler.core.accounts import DeviceClass
+from scheduler.core.footprint import Estimates
+from scheduler.core.model import JobPlan, gib
+from scheduler.core.records import Group, Option
+
+
+def find_options(
+    group: Group, classes: list[DeviceClass], estimates: Estimates, host_capacity: int
+) -> dict[int, tuple[Option, ...]]:
+    """Options by class index, in the order of the plans; empty if the group can never run.
+
+    Blocks are an option on GPUs only where the whole fits on none of them. A second plan is an option beside a first
+    only if it needs less memory.
+    """
+    whole = tuple(plan for plan in group.plans if plan.split is None)
+    split = tuple(plan for plan in group.plans if plan.split is not None)
+    gpus = [cls for cls in classes if not cls.is_cpu]
+    cpus = [cls for cls in classes if cls.is_cpu]
+    found = _options_on(group, gpus, whole, estimates, host_capacity)
+    found = found or _options_on(group, gpus, split, estimates, host_capacity)
+    on_cpu = _options_on(group, cpus, whole, estimates, host_capacity)
+    on_cpu = on_cpu or _options_on(group, cpus, split, estimates, host_capacity)
+    return {**found, **on_cpu}
+
+
+def _options_on(
+    group: Group, classes: list[DeviceClass], plans: tuple[JobPlan, ...], estimates: Estimates, host_capacity: int
+) -> dict[int, tuple[Option, ...]]:
+    found = {}
+    for cls in classes:
+        if group.restricted and not any(group.permits(account.device.uuid) for account in cls.accounts):
+            continue
+        options: list[Option] = []
+        for index, plan in enumerate(plans):
+            option = _option(group, cls, plan, index, estimates, host_capacity)
+            if option is not None and (not options or option.need < options[-1].need):
+                options.append(option)
+        if options:
+            found[cls.index] = tuple(options)
+    return found
+
+
+def _option(
+    group: Group, cls: DeviceClass, plan: JobPlan, index: int, estimates: Estimates, host_capacity: int
+) -> Option | None:
+    if cls.kind not in plan.device_kinds:
+        return None
+    family, kind = group.family, group.kind
+    host_need = max(estimates.host_bytes(family, kind, plan), group.least_host)
+    host_least = max(plan.footprint.host_bytes, group.least_host)
+    resident = 0
+    if cls.is_cpu:
+        need, least = host_need, host_least
+    else:
+        if host_least > host_capacity:
+            return None
+        host_need = min(host_need, host_capacity)
+        estimate = estimates.device_bytes(family, kind, plan, cls.model)
+        declared = plan.footprint.device_bytes
+        least = max(estimates.device_floor(kind, plan, cls.model) or min(declared, estimate), group.least_need)
+        resident = plan.resident.nbytes if plan.resident is not None else 0
+        need, least = max(estimate, group.least_need) + resident, least + resident
+    if least > cls.capacity:
+        return None
+    # a margin alone never makes a job impossible: then it takes the whole device
+    need = min(need, cls.capacity)
+    measured = estimates.seconds(family, plan, cls.model)
+    slots = max((account.device.slots for account in cls.accounts), default=1) or 1
+    return Option(
+        plan=plan,
+        need=need,
+        host_need=need if cls.is_cpu else host_need,
+        seconds=plan.cost if measured is None else measured,
+        measured=measured is not None,
+        share=max(need / cls.capacity if cls.capacity > 0 else 1.0, 1 / slots),
+        resident=resident,
+        index=index,
+    )
+
+
+def why_impossible(
+    group: Group, classes: list[DeviceClass], estimates: Estimates, host_capacity: int
+) -> str:
+    """Why no device could ever run this group, with the figures of each plan."""
+    if not classes:
+        return "no device has joined"
+    lines = []
+    for plan in group.plans:
+        able = [cls for cls in classes if cls.kind in plan.device_kinds]
+        if not able:
+            wanted = " or ".join(kind.value for kind in plan.device_kinds)
+            there = ", ".join(sorted({cls.kind.value for cls in classes}))
+            lines.append(f"{plan.name} runs on {wanted}, and there is only {there}")
+            continue
+        allowed = [
+            account for cls in able for account in cls.accounts if group.permits(account.device.uuid)
+        ]
+        if not allowed:
+            lines.append(f"{plan.name}: none of the devices that it may use is left")
+            continue
+        largest = max(allowed, key=lambda account: account.cls.capacity)
+        host_need = max(plan.footprint.host_bytes, group.least_host)
+        if plan.on_cpu:
+            lines.append(
+                f"{plan.name} needs {gib(host_need)} of host memory, and {largest.device.name} has "
+                f"{gib(max(0, largest.cls.capacity))} at most"
+            )
+            continue
+        model = largest.cls.model
+        resident = plan.resident.nbytes if plan.resident is not None else 0
+        need = max(estimates.device_bytes(group.family, group.kind, plan, model), group.least_need) + resident
+        if need > largest.cls.capacity:
+            lines.append(
+                f"{plan.name} needs {gib(need)} of device memory, and the largest device, {largest.device.name}, has "
+                f"{gib(largest.device.total_bytes)} with {gib(largest.device.headroom_bytes)} of headroom"
+            )
+        else:
+            lines.append(
+                f"{plan.name} needs {gib(host_need)} of host memory beside the device, and a host has "
+                f"{gib(max(0, host_capacity))} at most"
+            )
+    return "can never fit: " + "; ".join(lines) if lines else "it has no plan at all"

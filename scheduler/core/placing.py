@@ -1,0 +1,294 @@
+"""Which waiting job a device takes next, and what starting it does to the accounts."""
+
+from heapq import heappop, heappush
+
+from scheduler.core.accounts import DeviceAccount, DeviceClass
+from scheduler.core.instructions import Evict, Instruction, Reclaim, Start
+from scheduler.core.model import Decision, Placement, Verdict, gib
+from scheduler.core.pressure import best_for_cpu, worth_it
+from scheduler.core.records import Group, JobRecord, JobState, Option
+from scheduler.core.state import State
+
+# Groups of particular devices are few (retries, users' restrictions); looking at more of them in one decision
+# would make its cost grow with their number.
+RESTRICTED_LOOKED_AT = 64
+_Choice = tuple[Group, Option, bool, str]
+
+
+class Placer:
+    """Fills devices from the queues of a `State`, appending instructions to `out`."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.out: list[Instruction] = []
+
+    def fill(self, account: DeviceAccount) -> bool:
+        """Start what fits on this device until nothing more does; True if anything started."""
+        started = False
+        while self.start_one(account):
+            started = True
+        return started
+
+    def fill_class(self, cls: DeviceClass) -> None:
+        """Start waiting jobs on the class's open devices, one at a time, the roomiest device first."""
+        while cls.open:
+            # the roomiest device takes any job that fits on some device, but for those that are particular
+            particular = cls.restricted or self.state.alone[cls.index]
+            roomiest = cls.open[: -RESTRICTED_LOOKED_AT if particular else -2 : -1]
+            if not any(self.start_one(account) for _, _, account in roomiest):
+                break
+
+    def start_one(self, account: DeviceAccount) -> bool:
+        """Start the best job for this device, if there is one."""
+        state = self.state
+        if state.held or state.stopped or not state.queued or not account.has_slot:
+            account.reindex()
+            return False
+        choice = self._choose(account)
+        if choice is None:
+            account.reindex()
+            return False
+        self._start(account, *choice)
+        return True
+
+    # choosing
+
+    def _choose(self, account: DeviceAccount) -> _Choice | None:
+        if account.claim is not None:
+            return self._claimed(account, account.claim)
+        cls = account.cls
+        if not account.running and not cls.is_cpu and self.state.alone[cls.index]:
+            choice = self._lonely(account)
+            if choice is not None:
+                return choice
+        if cls.restricted:
+            for group in list(cls.restricted.values())[:RESTRICTED_LOOKED_AT]:
+                choice = self._permitted(account, group)
+                if choice is not None:
+                    return choice
+        choice = self._fitting(account)
+        if account.residents or account.device.uuid in self.state.preferring:
+            warm = self._warm(account)
+            if warm is not None and (choice is None or warm[0].priority >= choice[0].priority):
+                return warm
+        if choice is None and account.residents:
+            self._evict_for(account)
+        return choice
+
+    def _claimed(self, account: DeviceAccount, record: JobRecord) -> _Choice | None:
+        group = record.group
+        if (group.alone or group.cold) and account.running and not account.cls.is_cpu:
+            return None
+        return self._permitted(account, group)
+
+    def _permitted(self, account: DeviceAccount, group: Group) -> _Choice | None:
+        """The first of the group's options that this device could start at once."""
+        if not group.permits(account.device.uuid):
+            return None
+        for option in group.options.get(account.cls.index, ()):
+            if option.need - self._warmth(account, option) <= account.free and self._host_has(account, option):
+                alone = (group.alone or group.cold) and not account.cls.is_cpu
+                return group, option, alone, ""
+        return None
+
+    def _lonely(self, account: DeviceAccount) -> _Choice | None:
+        """A group that needs an empty device: by priority, then the shortest, which measures its family soonest."""
+        heap = self.state.alone[account.cls.index]
+        passed: list[tuple[int, float, int, int, Group]] = []
+        found = None
+        while heap and len(passed) < RESTRICTED_LOOKED_AT:
+            entry = heap[0]
+            group = entry[4]
+            if entry[3] != group.version:
+                heappop(heap)
+                continue
+            found = self._permitted(account, group)
+            if found is not None:
+                break
+            passed.append(heappop(heap))
+        for entry in passed:
+            heappush(heap, entry)
+        return found
+
+    def _fitting(self, account: DeviceAccount) -> _Choice | None:
+        cls = account.cls
+        state = self.state
+        if cls.is_cpu:
+            for group, option in cls.fit.candidates(account.free):
+                return group, option, False, ""
+            better = best_for_cpu(state, account)
+            return None if better is None else (better[0], better[1], False, better[2])
+        for group, option in cls.fit.candidates(account.free):
+            if not self._host_has(account, option):
+                continue
+            if worth_it(state, group, option):
+                return group, option, False, ""
+        return None
+
+    def _warm(self, account: DeviceAccount) -> _Choice | None:
+        """A group whose resident state or input is already here."""
+        for name in account.residents:
+            for group in list(account.cls.warm.get(name, {}).values())[:4]:
+                if not group.cold and not group.alone:
+                    choice = self._permitted(account, group)
+                    if choice is not None:
+                        return choice
+        for group in list(self.state.preferring.get(account.device.uuid, {}).values())[:4]:
+            if account.cls.index in group.options and not group.cold and not group.alone:
+                choice = self._permitted(account, group)
+                if choice is not None and (not account.cls.is_cpu or group.area == 0.0):
+                    return choice
+        return None
+
+    def _warmth(self, account: DeviceAccount, option: Option) -> int:
+        resident = option.plan.resident
+        return option.resident if resident is not None and resident.name in account.residents else 0
+
+    def _host_has(self, account: DeviceAccount, option: Option) -> bool:
+        if account.cls.is_cpu or option.host_need <= account.host.free:
+            return True
+        account.host.starved = True
+        return False
+
+    def _evict_for(self, account: DeviceAccount) -> None:
+        """Ask for idle resident state to go if a waiting job would fit then."""
+        in_use = {
+            record.placement.plan.resident.name
+            for record in account.running.values()
+            if record.placement is not None and record.placement.plan.resident is not None
+        }
+        idle = {name: nbytes for name, nbytes in account.residents.items() if name not in in_use}
+        free = account.free
+        room = free
+        for name, nbytes in idle.items():
+            room += nbytes
+            for group, option in account.cls.fit.candidates(room):
+                reason = (
+                    f"{group.oldest().job.job_id} needs {gib(option.need)} on {account.device.name}, where "
+                    f"{gib(max(0, free))} are free and idle state of {name} holds {gib(nbytes)}"
+                )
+                inputs = {"need": option.need, "free": free, "idle_state": nbytes}
+                self.out.append(Evict(account.device.uuid, name, Decision(Verdict.RECLAIM, reason, inputs)))
+                return
+
+    # starting
+
+    def _start(self, account: DeviceAccount, group: Group, option: Option, alone: bool, why: str) -> None:
+        state = self.state
+        record = group.oldest() if account.claim is None else account.claim
+        device = account.device
+        free = account.free
+        resident = option.resident - self._warmth(account, option)
+        need = option.need - option.resident
+        if alone:
+            # a first job may need more than anybody thinks: it gets nearly all there is (used bytes flicker a little)
+            need = max(need, free - free // 16 - resident)
+        host_need = option.host_need
+        record.attempts += 1
+        placement = Placement(
+            record.job.job_id, record.attempts, device.uuid, device.host, option.plan,
+            0 if account.cls.is_cpu else need, host_need, resident, alone,
+        )  # fmt: skip
+        decision = self._explain(account, group, option, placement, free, why)
+        self._reclaim(account, need + resident, placement)
+        state.leave(record)
+        if not record.started:
+            record.started = True
+            state.departures += 1
+            record.cohort.departed += 1
+        self._release_claim(record)
+        record.state = JobState.RUNNING
+        record.placement = placement
+        record.on_device = True
+        record.refused = ""
+        record.started_at = state.now
+        account.running[record.job.job_id] = record
+        if alone:
+            account.exclusive = record.job.job_id
+        if account.cls.is_cpu:
+            account.reserved += host_need
+        else:
+            account.reserved += need + resident
+            if option.plan.resident is not None and resident:
+                account.residents[option.plan.resident.name] = resident
+            if account.host.cpu is not None:
+                account.host.cpu.reserved += host_need
+                account.host.cpu.reindex()
+            record.share = option.share
+            record.expected_end = state.now + option.seconds
+            state.running_share += record.share
+            state.running_ends += record.share * record.expected_end
+        state.running += 1
+        if record.job.timeout_s is not None:
+            deadline = state.now + record.job.timeout_s
+            heappush(state.deadlines, (deadline, record.order, record.attempts, record))
+        account.reindex()
+        self.out.append(Start(placement, decision))
+
+    def vacate(self, record: JobRecord, release_host: bool = True) -> DeviceAccount | None:
+        """Give back what an attempt had reserved; `release_host` False while only its device segment has ended."""
+        placement = record.placement
+        if placement is None:
+            return None
+        account = self.state.accounts[placement.device]
+        job_id = placement.job_id
+        if record.on_device:
+            record.on_device = False
+            account.running.pop(job_id, None)
+            if account.exclusive == job_id:
+                account.exclusive = None
+            if not account.cls.is_cpu:
+                account.reserved -= placement.reserve_bytes
+                self.state.running_share -= record.share
+                self.state.running_ends -= record.share * record.expected_end
+            account.reindex()
+        if release_host:
+            self.state.running -= 1
+            record.placement = None
+            cpu = account.host.cpu
+            if cpu is not None:
+                cpu.reserved -= placement.host_bytes
+                cpu.reindex()
+        return account
+
+    def forget_resident(self, account: DeviceAccount, name: str) -> None:
+        """A step's resident state isn't on the device any more."""
+        account.reserved -= account.residents.pop(name, 0)
+        account.reindex()
+
+    def _explain(
+        self, account: DeviceAccount, group: Group, option: Option, placement: Placement, free: int, why: str
+    ) -> Decision:
+        name = account.device.name
+        inputs = {
+            "need": option.need, "free": free, "total": account.total, "external": account.external,
+            "reserved": account.reserved, "headroom": account.device.headroom_bytes, "host_need": option.host_need,
+        }  # fmt: skip
+        if why:
+            return Decision(Verdict.FALL_BACK, f"goes to {name}: {why}", inputs)
+        if placement.alone:
+            cause = "nothing of its kind was measured yet" if group.cold else group.rung or "it is a suspect"
+            return Decision(Verdict.ADMIT, f"runs alone on {name} ({gib(free)} free): {cause}", inputs)
+        reason = f"{option.plan.name} on {name}: needs {gib(option.need)} of {gib(free)} free"
+        return Decision(Verdict.ADMIT, reason, inputs)
+
+    def _reclaim(self, account: DeviceAccount, need: int, placement: Placement) -> None:
+        """Idle bytes of another process of ours must go before this one can allocate; its own pool sees to its own."""
+        lacking = need - (account.total - account.used)
+        if lacking > 0 and account.idle and account.processes > 1:
+            nbytes = min(lacking, account.idle)
+            reason = (
+                f"{placement.job_id} may allocate {gib(need)} on {account.device.name}, where idle arrays hold "
+                f"{gib(account.idle)}"
+            )
+            inputs = {"need": need, "idle": account.idle, "used": account.used}
+            self.out.append(Reclaim(account.device.uuid, nbytes, Decision(Verdict.RECLAIM, reason, inputs)))
+            account.idle -= nbytes
+            account.used -= nbytes
+
+    def _release_claim(self, record: JobRecord) -> None:
+        if record.claim is not None:
+            claimed = self.state.accounts[record.claim]
+            claimed.claim = None
+            record.claim = None
+            self.state.unclaimed.append(claimed)

@@ -1,0 +1,136 @@
+"""Whether a job that a GPU can't take now should run on the CPU: the rules behind `on_pressure`."""
+
+from scheduler.core.accounts import DeviceAccount, DeviceClass
+from scheduler.core.model import gib
+from scheduler.core.policy import OnPressure
+from scheduler.core.records import Group, Option
+from scheduler.core.state import State
+
+
+def best_for_cpu(state: State, account: DeviceAccount) -> tuple[Group, Option, str] | None:
+    """The group that gains most by running on this CPU device now, with the reason in words; None if none does.
+
+    Among the families, the one whose work the CPU takes off the GPUs at the best price comes first; of a family, the
+    job that is shortest there. Under `earliest-finish` it must end before the GPUs would have worked off the queue.
+    """
+    mode = state.policy.on_pressure
+    if mode is OnPressure.WAIT or mode is OnPressure.FAIL:
+        return None
+    free = account.free
+    best: tuple[Group, Option] | None = None
+    best_gain = (-(1 << 62), -1.0)
+    drain = -1.0
+    for group, option in account.cls.shortest.heads():
+        if option.need > free:
+            continue
+        unknown = not option.measured or not _measured_on_gpu(state, group)
+        gain = (group.priority, float("inf") if unknown else group.area / max(option.seconds, 1e-9))
+        if gain <= best_gain:
+            continue
+        if mode is OnPressure.EARLIEST_FINISH and not unknown and not _strangers_hold(state, group):
+            if drain < 0:
+                drain = state.drain_seconds()
+            if option.seconds > max(drain, group.best_seconds):
+                continue
+        best, best_gain = (group, option), gain
+    return None if best is None else (*best, _why_cpu(state, *best))
+
+
+def _why_cpu(state: State, group: Group, option: Option) -> str:
+    if _strangers_hold(state, group):
+        return _strangers(state, group)
+    if state.policy.on_pressure is OnPressure.CPU:
+        return f"on_pressure is cpu and {_fullest(state, group)}"
+    if not option.measured or not _measured_on_gpu(state, group):
+        return f"{_fullest(state, group)}, and how long it takes isn't measured on both yet"
+    wait = max(state.drain_seconds(), group.best_seconds)
+    return f"{_fullest(state, group)}: done there in about {wait:.3g} s, on the CPU in about {option.seconds:.3g} s"
+
+
+def worth_it(state: State, group: Group, option: Option) -> bool:
+    """False if a faster class of devices would finish the job earlier than this one, the queue ahead included."""
+    if option.seconds <= group.best_seconds or state.policy.reproducible:
+        return True
+    return option.seconds <= max(state.drain_seconds(), group.best_seconds)
+
+
+def why_not_cpu(state: State, group: Group, cpu: DeviceClass) -> str | None:
+    """Why the CPU doesn't take a waiting job over, in words; None if only a free slot or memory there is lacking."""
+    mode = state.policy.on_pressure
+    if mode is OnPressure.WAIT or mode is OnPressure.FAIL:
+        return f"on_pressure is {mode.value}, so it waits for a device"
+    option = group.options[cpu.index][0]
+    if mode is OnPressure.CPU or not option.measured or not _measured_on_gpu(state, group):
+        return None
+    wait = max(state.drain_seconds(), group.best_seconds)
+    if option.seconds > wait:
+        return f"a device is expected to finish it in {wait:.3g} s, the CPU would take {option.seconds:.3g} s"
+    return None
+
+
+def out_of_reach(state: State, group: Group) -> str | None:
+    """Under pressure from strangers: the figures, if no device has room even after all our own jobs end; else None.
+
+    A device without an answer isn't known to be full for good, so it keeps hope alive.
+    """
+    best: tuple[int, Option, DeviceAccount] | None = None
+    for index, choices in group.options.items():
+        cls = state.classes[index]
+        option = choices[-1]
+        for account in cls.accounts:
+            if not group.permits(account.device.uuid) or not account.online:
+                continue
+            if not account.known or account.available >= option.need:
+                return None
+            if best is None or account.available - option.need > best[0]:
+                best = (account.available - option.need, option, account)
+    if best is None:
+        return None
+    _, option, account = best
+    return (
+        f"needs {gib(option.need)}, and the roomiest device, {account.device.name}, has "
+        f"{gib(max(0, account.available))} of {gib(account.total)}: other programs use {gib(account.external)}, "
+        f"other runs have reserved {gib(account.foreign)}, headroom is {gib(account.device.headroom_bytes)}"
+    )
+
+
+def _strangers_hold(state: State, group: Group) -> bool:
+    """True if no GPU has room even after all our own jobs end, or none answers its probe."""
+    return all(
+        state.classes[index].is_cpu or state.classes[index].available() < choices[-1].need
+        for index, choices in group.options.items()
+    )
+
+
+def _strangers(state: State, group: Group) -> str:
+    roomiest, need = -1, 0
+    for index, choices in group.options.items():
+        cls = state.classes[index]
+        if not cls.is_cpu:
+            need = choices[-1].need
+            roomiest = max(roomiest, cls.available())
+    if roomiest < 0:
+        return f"no device that could take it answers its probe (it needs {gib(need)})"
+    return f"needs {gib(need)} and other programs leave {gib(roomiest)} at most on any device"
+
+
+def _measured_on_gpu(state: State, group: Group) -> bool:
+    return any(
+        choices[0].measured for index, choices in group.options.items() if not state.classes[index].is_cpu
+    )
+
+
+def _fullest(state: State, group: Group) -> str:
+    """What the device with the most room offers against what the job needs, in words."""
+    best: DeviceAccount | None = None
+    need = 0
+    for index, choices in group.options.items():
+        cls = state.classes[index]
+        if cls.is_cpu:
+            continue
+        account = cls.open[-1][2] if cls.open else cls.accounts[0]
+        if best is None or account.free > best.free:
+            best, need = account, choices[-1].need
+    if best is None:
+        return "no device could take it"
+    return f"no device can take it now (it needs {gib(need)}; {best.device.name} has {gib(max(0, best.free))} free)"
