@@ -80,7 +80,7 @@ def write_stack(
 def verify_stack(path: str | Path, shape: tuple[int, int, int], dtype: str | np.dtype[Any]) -> bool:
     """Whether `path` holds one whole stack of this shape and dtype, by its headers and its length."""
     from scheduler.images.layout import stacks_of
-    from scheduler.images.tiff import describe_tiff
+    from scheduler.images.tiff_layouts import describe_tiff
 
     try:
         stacks = stacks_of(describe_tiff(path), "z", str(path))

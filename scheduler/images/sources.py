@@ -181,7 +181,7 @@ def _stacks_from_files(
 
 
 def _describe(path: str, along: str) -> list[StackSource]:
-    from scheduler.images.tiff import describe_tiff
+    from scheduler.images.tiff_layouts import describe_tiff
 
     return stacks_of(describe_tiff(path), along, path)
 
