@@ -242,6 +242,35 @@ class Backend(ABC):
         """Give back what the library's allocator holds unused; the bytes given back."""
         return 0
 
+    def delete(self, array: Array) -> bool:  # noqa: ARG002
+        """Free an immutable array's memory now, whoever refers to it; False where the library can't."""
+        return False
+
+    def is_deleted(self, array: Array) -> bool:  # noqa: ARG002
+        """True if the array's memory was deleted, or donated to a function."""
+        return False
+
+    # Order of work on a device, for memory that is lent again
+
+    def current_stream(self, gpu_id: GpuId) -> Any | None:  # noqa: ARG002
+        """Where work on the device goes now; None where all of it is done in the order of its submission."""
+        return None
+
+    def wait_for_stream(self, stream: Any, gpu_id: GpuId) -> None:  # noqa: B027
+        """Let the current stream wait for what was submitted to another so far."""
+
+    def work_mark(self, streams: Sequence[Any], gpu_id: GpuId) -> Callable[[], bool]:  # noqa: ARG002
+        """A function that says whether what was submitted to these streams until now is done."""
+        return lambda: True
+
+    def pin(self, address: int, nbytes: int) -> None:  # noqa: ARG002
+        """Lock whole pages of host memory, so that the device copies to and from them on its own."""
+        raise DeviceError(f"{self.memory_type} has no pinned host memory here")
+
+    def unpin(self, address: int) -> None:  # noqa: ARG002
+        """Undo `pin`."""
+        raise DeviceError(f"{self.memory_type} has no pinned host memory here")
+
     def is_oom(self, error: BaseException) -> bool:
         """True if the error says that memory ran out, by its exact type and code."""
         return type(error) is MemoryError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -138,6 +138,25 @@ class CupyBackend(Backend):
         with self._on(gpu_id):
             self.library.get_default_memory_pool().free_all_blocks()
         return before - self.memory_held(gpu_id).held
+
+    def current_stream(self, gpu_id: GpuId) -> Any | None:
+        with self._on(gpu_id):
+            return self.library.cuda.get_current_stream()
+
+    def wait_for_stream(self, stream: Any, gpu_id: GpuId) -> None:
+        with self._on(gpu_id):
+            self.library.cuda.get_current_stream().wait_event(stream.record())
+
+    def work_mark(self, streams: Sequence[Any], gpu_id: GpuId) -> Callable[[], bool]:
+        with self._on(gpu_id):
+            events = [stream.record() for stream in streams]
+        return lambda: all(event.done for event in events)
+
+    def pin(self, address: int, nbytes: int) -> None:
+        self.library.cuda.runtime.hostRegister(address, nbytes, 0)
+
+    def unpin(self, address: int) -> None:
+        self.library.cuda.runtime.hostUnregister(address)
 
     def is_oom(self, error: BaseException) -> bool:
         cupy = sys.modules.get("cupy")

@@ -153,6 +153,13 @@ class JaxBackend(Backend):
         # The BFC arena never shrinks, so nothing of it is reclaimable.
         return MemoryHeld(int(stats.get("pool_bytes", stats.get("bytes_in_use", 0))), 0)
 
+    def delete(self, array: Array) -> bool:
+        array.delete()
+        return True
+
+    def is_deleted(self, array: Array) -> bool:
+        return bool(array.is_deleted())
+
     def is_oom(self, error: BaseException) -> bool:
         jax = sys.modules.get("jax")
         # XLA's status code is the first word of the text.

@@ -115,6 +115,9 @@ class PyclesperantoBackend(Backend):
         array.set(np.ascontiguousarray(view))
         return array
 
+    def import_device_array(self, array: Array, gpu_id: GpuId) -> Array:
+        return self.library.Array.from_dlpack(array, device=self._handles()[int(gpu_id)])
+
     def empty(self, shape: tuple[int, ...], dtype: str, gpu_id: GpuId) -> Array:
         return self.library.create(
             tuple(shape), dtype=numpy_dtype(dtype), device=self._handles()[int(gpu_id)]

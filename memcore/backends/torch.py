@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memcore.backend import Backend, numpy_dtype
+from memcore.errors import DeviceError
 from memcore.host import aligned_empty, writable_alias
 from memcore.info import DeviceInfo, MemoryHeld
 from memcore.memory_type import Array, GpuId, MemoryType
@@ -167,6 +168,29 @@ class TorchBackend(Backend):
         if gpu_id != "cpu":
             self.library.cuda.empty_cache()
         return before - self.memory_held(gpu_id).held
+
+    def current_stream(self, gpu_id: GpuId) -> Any | None:
+        return None if gpu_id == "cpu" else self.library.cuda.current_stream(gpu_id)
+
+    def wait_for_stream(self, stream: Any, gpu_id: GpuId) -> None:
+        self.library.cuda.current_stream(gpu_id).wait_stream(stream)
+
+    def work_mark(self, streams: Sequence[Any], gpu_id: GpuId) -> Callable[[], bool]:  # noqa: ARG002
+        events = [stream.record_event() for stream in streams]
+        return lambda: all(event.query() for event in events)
+
+    def pin(self, address: int, nbytes: int) -> None:
+        self._check_cuda(self.library.cuda.cudart().cudaHostRegister(address, nbytes, 0), nbytes)
+
+    def unpin(self, address: int) -> None:
+        self._check_cuda(self.library.cuda.cudart().cudaHostUnregister(address), 0)
+
+    def _check_cuda(self, status: Any, nbytes: int) -> None:
+        code = int(status)
+        if code == CUDA_OUT_OF_MEMORY:
+            raise MemoryError(f"CUDA has no {nbytes} bytes of host memory to pin")
+        if code:
+            raise DeviceError(f"pinning host memory failed with CUDA error {code}")
 
     def is_oom(self, error: BaseException) -> bool:
         torch = sys.modules.get("torch")
