@@ -63,6 +63,22 @@ def run(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where the images are, or a folder above.")] = Path("."),
+    config: Annotated[Path, typer.Option(help="The file to write.")] = Path("stackyard.yaml"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a commented config for a folder of images; it runs as it is.
+
+    Example: stackyard init data/plate1
+    """
+    from scheduler.screens.init_command import init_command
+
+    init_command(folder, config, overwrite=overwrite, debug=debug)
+
+
+@app.command()
 def sample(
     folder: Annotated[Path, typer.Argument(help="Where to write the files.")],
     wells: Annotated[int, typer.Option(help="Wells of a 96-well plate.", min=1, max=96)] = 4,
