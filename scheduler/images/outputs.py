@@ -78,16 +78,22 @@ def write_stack(
 
 
 def verify_stack(path: str | Path, shape: tuple[int, int, int], dtype: str | np.dtype[Any]) -> bool:
-    """Whether `path` holds one whole stack of this shape and dtype, by its headers and its length."""
+    """Whether `path` holds one whole stack of this shape and dtype, by its headers and its length.
+
+    Only what write_stack wrote counts: the metadata that it gives every file must be there too.
+    """
     from scheduler.images.layout import stacks_of
-    from scheduler.images.tiff_layouts import describe_tiff
+    from scheduler.images.tiff import opened
+    from scheduler.images.tiff_layouts import layouts_of
 
     try:
-        stacks = stacks_of(describe_tiff(path), "z", str(path))
+        with opened(path) as file:
+            described = file.is_ome or file.is_shaped
+            stacks = stacks_of(layouts_of(file, str(path)), "z", str(path))
     except ImageError:
         return False
     whole = [(stack.shape, stack.dtype, stack.problem) for stack in stacks]
-    return whole == [(tuple(shape), np.dtype(dtype).name, "")]
+    return described and whole == [(tuple(shape), np.dtype(dtype).name, "")]
 
 
 def _check_stack(array: object) -> None:

@@ -24,11 +24,16 @@ def describe_tiff(path: str | Path) -> list[Layout]:
         Not a TIFF, no pages, pages that don't belong together, or a header that the file's size contradicts.
     """
     with opened(path) as file:
-        if not len(file.pages):
-            raise ImageError(f"{path}: a TIFF without a single page")
-        if file.is_ome:
-            return _ome_layouts(file, str(path))
-        return [_series_layout(file, str(path))]
+        return layouts_of(file, str(path))
+
+
+def layouts_of(file: tifffile.TiffFile, path: str) -> list[Layout]:
+    """What an open file holds; see describe_tiff."""
+    if not len(file.pages):
+        raise ImageError(f"{path}: a TIFF without a single page")
+    if file.is_ome:
+        return _ome_layouts(file, path)
+    return [_series_layout(file, path)]
 
 
 def _ome_layouts(file: tifffile.TiffFile, path: str) -> list[Layout]:

@@ -1,0 +1,235 @@
+"""OME-TIFF in: axes in any order, units, channel names, and claims that the pages don't keep."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import tifffile
+
+from scheduler.images.errors import ImageError, InputError
+from scheduler.images.ome import OmeXmlError, micrometres, parse_ome
+from scheduler.images.sources import find_stacks, read_stack
+
+NAMESPACE = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+
+
+def ome_xml(pixels: str = "", body: str = "<TiffData/>", root: str = "") -> str:
+    """An OME document of one image of 6 planes, Z 3 and C 2, with its attributes and elements replaced."""
+    attributes = {
+        "DimensionOrder": "XYZCT", "Type": "uint16",
+        "SizeX": "5", "SizeY": "4", "SizeZ": "3", "SizeC": "2", "SizeT": "1",
+    } | dict(re.findall(r'(\w+)="([^"]*)"', pixels))  # fmt: skip
+    text = " ".join(f'{name}="{value}"' for name, value in attributes.items())
+    image = f'<Image ID="Image:0" Name="cells"><Pixels ID="Pixels:0" {text}>{body}</Pixels></Image>'
+    return f'<OME xmlns="{NAMESPACE}" {root}>{image}</OME>'
+
+
+@pytest.mark.parametrize("order", ["".join(axes) for axes in itertools.permutations("TZC")])
+def test_every_order_of_axes(tmp_path, pixels, order):
+    sizes = {"T": 2, "Z": 3, "C": 4}
+    data = pixels((*(sizes[axis] for axis in order), 7, 5))
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif", data, ome=True, photometric="minisblack", metadata={"axes": order + "YX"}
+    )
+    sources = find_stacks(tmp_path, "{name}.ome.tif")
+    assert len(sources) == 8
+    for source in sources:
+        fields = dict(source.fields)
+        index = {"T": int(fields["time"]), "C": int(fields["channel"]), "Z": slice(None)}
+        out = np.empty(source.shape, source.dtype)
+        read_stack(source, out)
+        np.testing.assert_array_equal(out, data[tuple(index[axis] for axis in order)])
+
+
+def test_physical_sizes_units_and_channel_names(tmp_path, pixels):
+    metadata = {
+        "axes": "CZYX",
+        "PhysicalSizeX": 325.0, "PhysicalSizeXUnit": "nm",
+        "PhysicalSizeY": 0.000325, "PhysicalSizeYUnit": "mm",
+        "PhysicalSizeZ": 1.5,
+        "Channel": {"Name": ["DAPI", "α-Tubulin"]},
+    }  # fmt: skip
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels((2, 4, 8, 6)), ome=True, metadata=metadata)
+    sources = find_stacks(tmp_path, "{name}.ome.tif")
+    assert [source.channel_name for source in sources] == ["DAPI", "α-Tubulin"]
+    assert sources[0].physical_size_um == pytest.approx((1.5, 0.325, 0.325))
+
+
+def test_rgb_with_ome_metadata(tmp_path, pixels):
+    data = pixels((2, 8, 6, 3), "uint8")
+    tifffile.imwrite(tmp_path / "a.ome.tif", data, ome=True, photometric="rgb", metadata={"axes": "ZYXS"})
+    sources = find_stacks(tmp_path, "{name}.ome.tif", select={"sample": 1})
+    out = np.empty((2, 8, 6), "uint8")
+    read_stack(sources[0], out)
+    np.testing.assert_array_equal(out, data[..., 1])
+
+
+def test_several_images_in_one_file(tmp_path, pixels):
+    first, second = pixels((3, 8, 6)), pixels((2, 5, 4), "uint8")
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as writer:
+        writer.write(first, photometric="minisblack", metadata={"axes": "ZYX"})
+        writer.write(second, photometric="minisblack", metadata={"axes": "ZYX"})
+    sources = find_stacks(tmp_path, "{name}.ome.tif")
+    assert [source.fields[-1] for source in sources] == [("image", "0"), ("image", "1")]
+    for source, data in zip(sources, (first, second), strict=True):
+        out = np.empty(source.shape, source.dtype)
+        read_stack(source, out)
+        np.testing.assert_array_equal(out, data)
+
+
+def test_a_pyramid_is_read_at_full_resolution(tmp_path, pixels):
+    data = pixels((2, 64, 64))
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as writer:
+        writer.write(data, photometric="minisblack", subifds=1, tile=(16, 16), metadata={"axes": "ZYX"})
+        writer.write(data[:, ::2, ::2], photometric="minisblack", subfiletype=1, tile=(16, 16))
+    (source,) = find_stacks(tmp_path, "{name}.ome.tif")
+    out = np.empty(source.shape, source.dtype)
+    read_stack(source, out)
+    np.testing.assert_array_equal(out, data)
+
+
+def test_a_set_of_files_names_the_others(tmp_path, pixels):
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels((2, 8, 6)), ome=True, metadata={"axes": "ZYX"})
+    body = "".join(
+        f'<TiffData FirstZ="{z}" IFD="0" PlaneCount="1"><UUID FileName="{name}">urn:{name}</UUID></TiffData>'
+        for z, name in enumerate(["a.ome.tif", "b.ome.tif", "c.ome.tif"])
+    )
+    xml = ome_xml('SizeC="1"', body, root='UUID="urn:a.ome.tif"')
+    (image,) = parse_ome(xml, 1, "a.ome.tif")
+    assert image.problem == (
+        "its OME-XML claims 3 planes (T 1, C 1, Z 3), the file holds 1; "
+        "the others are in b.ome.tif, c.ome.tif, and stacks aren't read across OME-TIFF files"
+    )
+
+
+def test_no_other_file_is_opened_whatever_the_header_names(tmp_path, pixels):
+    secret = tmp_path / "secret.tif"
+    tifffile.imwrite(secret, pixels((4, 5)))
+    inside = tmp_path / "in"
+    inside.mkdir()
+    body = (
+        '<TiffData IFD="0" PlaneCount="1"/>'
+        '<TiffData FirstZ="1" IFD="0"><UUID FileName="../secret.tif">urn:uuid:1</UUID></TiffData>'
+    )
+    xml = ome_xml('SizeZ="2" SizeC="1"', body, root='UUID="urn:uuid:0"')
+    tifffile.imwrite(
+        inside / "a.ome.tif", pixels((2, 4, 5)), description=xml, metadata=None, photometric="minisblack"
+    )
+    with pytest.raises(InputError, match="names no page for 1 of 2 planes, the first T 0, C 0, Z 1"):
+        find_stacks(inside, "{name}.ome.tif")
+
+
+def test_a_renamed_file_knows_itself():
+    body = '<TiffData IFD="0" PlaneCount="6"><UUID FileName="old.ome.tif">urn:uuid:7</UUID></TiffData>'
+    (image,) = parse_ome(ome_xml(body=body, root='UUID="urn:uuid:7"'), 6, "new.ome.tif")
+    assert (image.pages, image.problem) == ((0, 1, 2, 3, 4, 5), "")
+
+
+def test_planes_in_any_order_of_pages():
+    body = "".join(
+        f'<TiffData FirstZ="{z}" FirstC="{c}" IFD="{5 - (2 * z + c)}"/>' for z in range(3) for c in range(2)
+    )
+    (image,) = parse_ome(ome_xml(body=body), 6, "a")
+    assert (image.axes, image.sizes) == ("TCZ", (1, 2, 3))
+    assert image.pages == (5, 3, 1, 4, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "body", "pages", "problem"),
+    [
+        ("", "<TiffData/>", 5, "claims 6 planes (T 1, C 2, Z 3), the file holds 5"),
+        (
+            'SizeZ="2000000000"',
+            "<TiffData/>",
+            6,
+            "claims 4000000000 planes (T 1, C 2, Z 2000000000), the file holds 6",
+        ),
+        ("", '<TiffData IFD="0" PlaneCount="2000000000"/>', 6, ""),
+        ("", '<TiffData IFD="4"/>', 6, "names no page for 5 of 6 planes, the first T 0, C 0, Z 1"),
+        ("", "", 6, "names no page for 6 of 6 planes"),
+        ("", '<TiffData/><TiffData IFD="2" FirstZ="1"/>', 6, "gives two pages for plane T 0, C 0, Z 1"),
+        ("", '<TiffData FirstC="2"/>', 6, "places a page at C 2, beyond SizeC 2"),
+    ],
+)
+def test_claims_are_held_against_the_pages(pixels, body, pages, problem):
+    (image,) = parse_ome(ome_xml(pixels, body), pages, "a")
+    assert problem in image.problem
+    assert bool(image.problem) == bool(problem)
+    assert len(image.pages) == (0 if problem else 6)
+
+
+@pytest.mark.parametrize(
+    ("xml", "message"),
+    [
+        ("<OME", "can't be parsed"),
+        ("", "can't be parsed"),
+        ("<ROI/>", "'ROI', not OME"),
+        ("<OME/>", "holds no image"),
+        ('<OME><BinaryOnly MetadataFile="x.companion.ome"/></OME>', "companion file 'x.companion.ome'"),
+        (ome_xml('DimensionOrder="ZYXCT"'), "DimensionOrder is 'ZYXCT'"),
+        (ome_xml('SizeZ="-1"'), "SizeZ as '-1'"),
+        (ome_xml('SizeZ="99999999999999999999"'), "SizeZ as '99999999999999999999'"),
+        (ome_xml('SizeX="wide"'), "SizeX as 'wide'"),
+        (ome_xml(body='<Channel SamplesPerPixel="3"/>'), "SizeC is 2, no multiple of SamplesPerPixel 3"),
+    ],
+)
+def test_broken_xml(xml, message):
+    with pytest.raises(OmeXmlError, match=re.escape(message)):
+        parse_ome(xml, 6, "a")
+
+
+def test_entities_are_refused_before_they_expand():
+    laughs = '<!DOCTYPE OME [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'
+    with pytest.raises(OmeXmlError, match="declares entities"):
+        parse_ome(laughs + ome_xml(), 6, "a")
+
+
+def test_a_file_whose_xml_is_broken_is_named(tmp_path, pixels):
+    tifffile.imwrite(tmp_path / "a.tif", pixels((4, 5)), description="<OME><Image></OME>", metadata=None)
+    with pytest.raises(InputError, match=r"a.tif: its OME-XML can't be parsed: mismatched tag"):
+        find_stacks(tmp_path, "{name}.tif")
+
+
+def test_a_size_that_isnt_the_pages(tmp_path, pixels):
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels((4, 9)), metadata=None, description=ome_xml('SizeZ="1" SizeC="1"')
+    )
+    with pytest.raises(InputError, match="OME-XML says 4 × 5 pixels of 1 samples, page 0 is 4 × 9 of 1"):
+        find_stacks(tmp_path, "{name}.tif")
+
+
+def test_missing_planes_of_one_file_leave_the_others(tmp_path, pixels):
+    good = pixels((2, 4, 5))
+    tifffile.imwrite(tmp_path / "good.tif", good, ome=True, metadata={"axes": "ZYX"})
+    tifffile.imwrite(tmp_path / "bad.tif", pixels((4, 5)), metadata=None, description=ome_xml())
+    bad, fine = find_stacks(tmp_path, "{name}.tif")
+    assert fine.problem == ""
+    with pytest.raises(
+        ImageError, match=r"bad.tif: its OME-XML claims 6 planes \(T 1, C 2, Z 3\), the file holds 1"
+    ):
+        read_stack(bad, np.empty(bad.shape, bad.dtype))
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "expected"),
+    [
+        ("0.5", None, 0.5),
+        ("0.5", "µm", 0.5),
+        ("0.5", "μm", 0.5),
+        ("65", "nm", 0.065),
+        ("5", "Å", 0.0005),
+        ("1", "mm", 1000.0),
+        (2, "cm", 20000.0),
+        ("1", "pixel", None),
+        ("1", "reference frame", None),
+        ("0", "µm", None),
+        ("-1", "µm", None),
+        ("nan", "µm", None),
+        ("inf", "µm", None),
+        ("wide", "µm", None),
+        (None, "µm", None),
+    ],
+)
+def test_micrometres(value, unit, expected):
+    assert micrometres(value, unit) == (None if expected is None else pytest.approx(expected))
