@@ -14,20 +14,21 @@ from pools.block import Block
 from pools.budget import Budget
 from pools.errors import ForkedPoolError, PoolExhaustedError
 from pools.holder import Holder, current_holder
+from pools.host_store import HostStore
 from pools.idle import IdleBlocks
 from pools.lease import Lease
-from pools.owner import Owner
-from pools.sizes import parse_size, size_class
+from pools.sizes import parse_size
 from pools.stats import LeaseInfo, PoolStats, holder_text
-from pools.store import HostStore, Store
+from pools.store import Store
+from pools.virtual import VirtualDeviceMemory
 
 
 class ArrayPool:
     """Reusable arrays of one memory type on one device, under a limit in bytes.
 
     A buffer is lent again only when nothing can see it any more: no view, slice, memoryview or import into
-    another framework. This is the object behind every array (`pools.owner`) that says so, not a count of
-    references to the array that was lent.
+    another framework. It is the owner behind every array that says so, which dies with the last alias; not a
+    count of references to the array that was lent.
 
     Parameters
     ----------
@@ -37,6 +38,8 @@ class ArrayPool:
         Bytes kept for reuse, at most; by default the whole limit.
     store
         Where buffers come from; by default host memory as NumPy arrays.
+    virtual
+        A virtual device that is charged for every buffer, before it is allocated.
     relieve
         Called with a number of bytes, outside every lock, when the limit is reached or an allocation
         failed: gives back idle memory of others and returns how much.
@@ -55,6 +58,7 @@ class ArrayPool:
         memory_type: str = "numpy",
         device: int | str = "cpu",
         store: Store | None = None,
+        virtual: VirtualDeviceMemory | None = None,
         relieve: Callable[[int], int] | None = None,
     ) -> None:
         self.memory_type = memory_type
@@ -62,6 +66,7 @@ class ArrayPool:
         self.budget = limit if isinstance(limit, Budget) else Budget(limit)
         self.idle_limit = self.budget.limit if idle_limit is None else parse_size(idle_limit)
         self._store = store if store is not None else HostStore()
+        self._virtual = virtual
         self._relieve = relieve
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -93,7 +98,7 @@ class ArrayPool:
             raise ValueError(f"negative dimensions in shape {sides}")
         holder = (job, step) if job is not None or step is not None else current_holder()
         block = self._block(prod(sides) * kind.itemsize or 1, sides, kind, holder)
-        return Lease(self, block, sides, kind)
+        return self._store.lease_type(self, block, sides, kind)
 
     lease = acquire
 
@@ -142,7 +147,7 @@ class ArrayPool:
             self._free_oldest(self._idle.nbytes)
 
     def _block(self, nbytes: int, shape: tuple[int, ...], dtype: Any, holder: Holder) -> Block:
-        size = size_class(nbytes)
+        size = self._store.size(nbytes)
         with self._lock:
             self._check_usable()
             if self._returned:
@@ -158,7 +163,7 @@ class ArrayPool:
         if not granted:
             self._refuse(nbytes, holder)
         try:
-            block = self._allocate(granted)
+            block = self._allocate(granted, shape, dtype, holder)
         except BaseException:
             self.budget.give(granted)
             raise
@@ -168,25 +173,40 @@ class ArrayPool:
         return block
 
     def _room(self, size: int, nbytes: int) -> int:
-        """Take `size` bytes of the budget, or as little as `nbytes`; 0 if no idle memory is left to give."""
+        """Take `size` bytes of the budget, or as few as will do; 0 if no idle memory is left to give."""
+        least = self._store.least(nbytes)
         while True:
-            granted = self.budget.take(size, nbytes)
+            granted = self.budget.take(size, least)
             if granted:
                 return granted
-            short = nbytes - self.budget.free
+            short = least - self.budget.free
             if self.trim(short) == 0 and (self._relieve is None or self._relieve(short) == 0):
                 # another thread may have given back between the first try and now
-                return self.budget.take(size, nbytes)
+                return self.budget.take(size, least)
 
-    def _allocate(self, nbytes: int) -> Block:
+    def _allocate(self, nbytes: int, shape: tuple[int, ...], dtype: Any, holder: Holder) -> Block:
+        """A new block. If there is no memory, others give back what is idle, and it is tried once more."""
         try:
-            return self._store.allocate(nbytes)
-        except MemoryError:
-            if self._relieve is None:
+            return self._allocate_once(nbytes, shape, dtype, holder)
+        except Exception as error:
+            if self._relieve is None or not self._store.is_oom(error):
                 raise
-        # outside the except block: the traceback would pin arrays that are to be given back
+        # outside the except block: the error's traceback would pin arrays that are to be given back
         self._relieve(nbytes)
-        return self._store.allocate(nbytes)
+        return self._allocate_once(nbytes, shape, dtype, holder)
+
+    def _allocate_once(self, nbytes: int, shape: tuple[int, ...], dtype: Any, holder: Holder) -> Block:
+        if self._virtual is None:
+            return self._store.allocate(nbytes, shape, dtype)
+        owner = f"{self.memory_type} pool{holder_text(holder)}"
+        charge = self._virtual.charge(nbytes, owner=owner)
+        try:
+            block = self._store.allocate(nbytes, shape, dtype)
+        except BaseException:
+            charge.release()
+            raise
+        block.charge = charge
+        return block
 
     def _refuse(self, nbytes: int, holder: Holder) -> NoReturn:
         with self._lock:
@@ -198,10 +218,10 @@ class ArrayPool:
             f"{bytes_text(idle)} idle in this pool). Release arrays, or raise the limit"
         )
 
-    def _export(self, block: Block) -> Owner:
+    def _export(self, block: Block, *, frozen: bool) -> Any:
         """A further owner for a block whose lease is alive."""
         self._check_process()
-        owner = Owner(block, self._returned)
+        owner = self._store.owner(block, self._returned.append, frozen=frozen)
         with self._lock:
             block.exports += 1
         return owner
@@ -215,11 +235,13 @@ class ArrayPool:
                 continue
             self._lent.remove(block)
             self._bytes_lent -= block.nbytes
+            if self._closed or not self._store.recycles:
+                self._free(block)
+                continue
             self._store.returned(block)
             self._idle.add(block)
-            excess = self._idle.nbytes - (0 if self._closed else self.idle_limit)
-            if excess > 0:
-                self._free_oldest(excess)
+            if self._idle.nbytes > self.idle_limit:
+                self._free_oldest(self._idle.nbytes - self.idle_limit)
 
     def _note_lent(self, block: Block) -> None:
         self._lent.add(block)
@@ -231,11 +253,16 @@ class ArrayPool:
         freed = 0
         while freed < nbytes and (block := self._idle.oldest()) is not None:
             self._idle.remove(block)
-            self._store.free(block)
-            self.budget.give(block.nbytes)
+            self._free(block)
             freed += block.nbytes
         self._bytes_trimmed += freed
         return freed
+
+    def _free(self, block: Block) -> None:
+        self._store.free(block)
+        if block.charge is not None:
+            block.charge.release()
+        self.budget.give(block.nbytes)
 
     def _check_usable(self) -> None:
         self._check_process()

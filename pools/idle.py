@@ -36,7 +36,7 @@ class IdleBlocks:
             return None
         for index in range(len(blocks) - 1, -1, -1):
             block = blocks[index]
-            if block.pending is None or block.pending.done():
+            if block.pending is None or block.pending():
                 block.pending = None
                 del blocks[index]
                 del self._by_age[block]

@@ -7,7 +7,6 @@ from weakref import ref
 
 from memcore.info import bytes_text
 from pools.errors import LeaseEndedError, LiveAliasError
-from pools.owner import Owner
 from pools.stats import holder_text
 
 if TYPE_CHECKING:
@@ -39,13 +38,10 @@ class Lease:
         self.dtype = dtype
         self._pool = pool
         self._block = block
-        self._array: Any = None
-        self._owner: ref[Owner] | None = None
-        self._lend(Owner(block, pool._returned), writeable=True)
-
-    def _lend(self, owner: Owner, *, writeable: bool) -> None:
+        store = pool._store
+        owner = store.owner(block, pool._returned.append, frozen=False)
         # only the array holds the owner: the lease must not keep alive what it waits for
-        self._array = self._pool._store.lend(owner, self.shape, self.dtype, writeable=writeable)
+        self._array: Any = store.lend(owner, shape, dtype)
         self._owner = ref(owner)
 
     @property
@@ -96,7 +92,7 @@ class Lease:
         LeaseEndedError
             The lease is over already.
         """
-        spare = self._unseen(timeout_s, "released")
+        spare = self._unseen(timeout_s, "released", frozen=False)
         self._block.ended = True
         del spare
 
@@ -113,31 +109,37 @@ class Lease:
         LeaseEndedError
             The lease is over already.
         """
-        self._lend(self._unseen(timeout_s, "frozen"), writeable=False)
+        owner = self._unseen(timeout_s, "frozen", frozen=True)
+        self._array = self._pool._store.lend(owner, self.shape, self.dtype)
+        self._owner = ref(owner)
         return self._array
 
-    def _unseen(self, timeout_s: float, what: str) -> Owner:
+    def used_on(self, stream: Any) -> None:
+        """Say that work on another stream of the framework uses the array.
+
+        The stream that is current when the lease is made needs no saying. The buffer is lent again only in
+        order after the work of all of them.
+        """
+        self._block.streams.append(stream)
+
+    def _unseen(self, timeout_s: float, what: str, *, frozen: bool) -> Any:
         """Take the array back; returns a new owner of the block, which nothing but the caller knows.
 
         The new owner keeps the block out of the pool's hands while the old one dies.
         """
-        array, seen = self.array, self._owner
-        assert seen is not None
-        spare = self._pool._export(self._block)
-        again = self._pool._store.remember(array)
+        seen, again = self._owner, ref(self.array)
+        spare = self._pool._export(self._block, frozen=frozen)
         self._array = None
-        del array
         if self._pool._store.settle(lambda: seen() is None, timeout_s):
             return spare
-        holders = ""
         owner = seen()
         if owner is None:  # the last alias died between the deadline and now
             return spare
+        # the array itself, or another over the same memory if only views or imports of it are left
         self._array = again()
         if self._array is None:
-            self._lend(owner, writeable=not owner.readonly)
-        else:
-            holders = _holders(self._array)
+            self._array = self._pool._store.lend(owner, self.shape, self.dtype)
+        holders = _holders(self._array)
         raise LiveAliasError(
             f"{self} can't be {what}: its array is still seen after {timeout_s:g} s{holders}. "
             f"Drop every view and import of it first; leaving the `with` block doesn't insist"

@@ -1,46 +1,71 @@
 """Where a pool's blocks come from, and how they become arrays of one memory type."""
 
 import gc
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Any
-from weakref import ref
 
 import numpy as np
 
-from pools.block import Block, map_block, unmap_block
-from pools.owner import Owner, view_of
+from memcore.registry import backend_of
+from pools.block import Block
+from pools.lease import Lease
+from pools.sizes import size_class
+
+Released = Callable[[Block], None]
+"""Told when the last alias of a block has died, anywhere: may only append to a queue."""
 
 
 class Store(ABC):
-    """Allocates, lends and frees the blocks of one memory type on one device. Has no state of a pool."""
+    """Allocates, lends and frees the blocks of one memory type on one device; the pool decides when."""
+
+    recycles = True
+    """Whether a block that nothing sees any more can be lent again."""
+
+    lease_type = Lease
+
+    def dtype(self, dtype: Any) -> np.dtype[Any]:
+        """The dtype asked for, as NumPy spells it."""
+        kind: np.dtype[Any] = np.dtype(dtype)
+        if kind.hasobject:
+            raise TypeError(f"a pool holds plain bytes, and dtype {kind} holds Python objects")
+        return kind
+
+    def size(self, nbytes: int) -> int:
+        """The bytes of the block that is to hold `nbytes`."""
+        return size_class(nbytes)
+
+    def least(self, nbytes: int) -> int:
+        """The bytes of the smallest block that could, where the limit leaves no more."""
+        return nbytes
 
     @abstractmethod
-    def allocate(self, nbytes: int) -> Block:
-        """A new block; raises what the framework raises when there is no memory."""
+    def allocate(self, nbytes: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Block:
+        """A new block, to be lent with this shape and dtype first; raises what its framework raises."""
 
     @abstractmethod
-    def free(self, block: Block) -> None:
-        """Give the block's memory back. Nothing sees it any more."""
+    def owner(self, block: Block, released: Released, *, frozen: bool) -> Any:
+        """An object that every alias of what is lent keeps alive; its death calls `released(block)`."""
 
     @abstractmethod
-    def lend(self, owner: Owner, shape: tuple[int, ...], dtype: Any, *, writeable: bool) -> Any:
+    def lend(self, owner: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """The owner's block as an array. Only the array, and what is made of it, keeps the owner alive."""
 
-    def dtype(self, dtype: Any) -> Any:
-        """The dtype in the form that `lend` takes, with an `itemsize`."""
-        return np.dtype(dtype)
+    def free(self, block: Block) -> None:
+        """Give the block's memory back; nothing sees it any more."""
+        block.memory = None
 
-    def returned(self, block: Block) -> None:  # noqa: B027  (most stores have nothing to note)
-        """Note that nothing sees the block any more; device work may still use it (`block.pending`)."""
+    def returned(self, block: Block) -> None:  # noqa: B027  host memory has no work under way
+        """Note that nothing sees the block any more, though work on the device may still use it."""
 
-    def remember(self, array: Any) -> Callable[[], Any]:
-        """A weak reference to the lent array."""
-        return ref(array)
+    def is_oom(self, error: Exception) -> bool:
+        """Whether an allocation failed for want of memory."""
+        return isinstance(error, MemoryError)
 
-    def wait(self) -> None:  # noqa: B027  (host memory has no device to wait for)
-        """Wait for the work that was given to the device."""
+    def wait(self) -> None:  # noqa: B027  most stores have none
+        """Wait for the work that was given to the device, or for asynchronous work on the host."""
 
     def settle(self, unseen: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until `unseen` is true; False if it isn't within `timeout_s` seconds.
@@ -49,7 +74,6 @@ class Store(ABC):
         or at a garbage collection.
         """
         if unseen():
-            self.wait()
             return True
         deadline = monotonic() + timeout_s
         self.wait()
@@ -59,33 +83,17 @@ class Store(ABC):
             left = deadline - monotonic()
             if left <= 0:
                 return False
-            # no event tells of a death: finalizers may not lock
+            # polled: no event can tell of a death, since finalizers may not lock
             sleep(min(pause, left))
-            pause = min(pause * 2, 0.02)
-            if pause == 0.02:
+            pause *= 2
+            if pause > 0.02:
+                pause = 0.02
                 self.wait()
                 gc.collect()
         return True
 
 
-class HostStore(Store):
-    """Host memory as NumPy arrays: aligned, mapped from the system, with huge pages where asked for."""
-
-    def __init__(self, *, huge_pages: bool = True) -> None:
-        self.huge_pages = huge_pages
-
-    def allocate(self, nbytes: int) -> Block:
-        return map_block(nbytes, huge_pages=self.huge_pages)
-
-    def free(self, block: Block) -> None:
-        unmap_block(block)
-
-    def lend(self, owner: Owner, shape: tuple[int, ...], dtype: Any, *, writeable: bool) -> Any:
-        owner.readonly = not writeable
-        return view_of(owner, shape, dtype)
-
-    def dtype(self, dtype: Any) -> Any:
-        kind = np.dtype(dtype)
-        if kind.hasobject:
-            raise TypeError(f"a pool holds plain bytes, and dtype {kind} holds Python objects")
-        return kind
+def wait_for_host_work() -> None:
+    """Wait for what JAX runs asynchronously on the CPU: it reads host arrays after a call has returned."""
+    if "jax" in sys.modules:
+        backend_of("jax").synchronize("cpu")

@@ -1,0 +1,75 @@
+"""Device memory of CuPy, torch and pyclesperanto: raw buffers of the framework, lent through DLPack."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from memcore.backend import Backend, numpy_dtype_name
+from pools.block import Block
+from pools.dlpack import DeviceOwner, LentMemory, address_and_device
+from pools.store import Released, Store
+
+
+class DeviceStore(Store):
+    """Arrays of one framework on one device; whole buffers are recycled, whatever the shape and dtype.
+
+    A buffer that was used on one stream and is lent on another is first ordered after the work of the first,
+    on the device and without waiting. What a user submits to further streams must be told with
+    `lease.used_on(stream)`.
+    """
+
+    def __init__(self, backend: Backend, gpu_id: int | str) -> None:
+        self._backend = backend
+        self._gpu_id: Any = backend.validate_gpu_id(gpu_id)
+        # one address space for each framework and device: the DLPack device is known from the first block
+        self._device: tuple[int, int] | None = None
+
+    def dtype(self, dtype: Any) -> np.dtype[Any]:
+        kind = super().dtype(dtype)
+        refusal = self._backend.dtype_refusal(numpy_dtype_name(kind))
+        if refusal is not None:
+            raise TypeError(refusal)
+        return kind
+
+    def allocate(self, nbytes: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Block:  # noqa: ARG002
+        memory = self._backend.empty((nbytes,), "uint8", self._gpu_id)
+        address, self._device = address_and_device(memory)
+        return Block(nbytes, address, memory)
+
+    def owner(self, block: Block, released: Released, *, frozen: bool) -> DeviceOwner:
+        if frozen:
+            raise TypeError(
+                f"{self._backend.memory_type} has no read-only arrays; lease from the numpy pool to freeze"
+            )
+        return DeviceOwner(block, released)
+
+    def lend(self, owner: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        refusal = self._backend.shape_refusal(shape)
+        if refusal is not None:
+            raise ValueError(refusal)
+        assert self._device is not None
+        self._order(owner.block)
+        memory = LentMemory(owner, self._device, shape, dtype)
+        try:
+            return self._backend.import_device_array(memory, self._gpu_id)
+        finally:
+            memory.withdraw()
+
+    def _order(self, block: Block) -> None:
+        current = self._backend.current_stream(self._gpu_id)
+        for stream in block.streams:
+            if stream != current:
+                self._backend.wait_for_stream(stream, self._gpu_id)
+        block.streams = [] if current is None else [current]
+
+    def is_oom(self, error: Exception) -> bool:
+        return self._backend.is_oom(error) or super().is_oom(error)
+
+    def wait(self) -> None:
+        self._backend.synchronize(self._gpu_id)
+
+    def settle(self, unseen: Callable[[], bool], timeout_s: float) -> bool:
+        # kernels may still write to what no object sees any more
+        self.wait()
+        return super().settle(unseen, timeout_s)

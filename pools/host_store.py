@@ -1,0 +1,51 @@
+"""Host memory: aligned blocks mapped from the system, lent as NumPy arrays or as tensors over them."""
+
+from typing import Any
+
+import numpy as np
+
+from memcore.backend import Backend
+from memcore.host import HostBlock, HostBuffer
+from pools.block import Block
+from pools.store import Released, Store, wait_for_host_work
+
+
+class HostStore(Store):
+    """NumPy arrays in memory from the system, with huge pages unless they are not wanted."""
+
+    def __init__(self, *, huge_pages: bool = True) -> None:
+        self.huge_pages = huge_pages
+
+    def allocate(self, nbytes: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Block:  # noqa: ARG002
+        memory = HostBlock(nbytes, huge_pages=self.huge_pages)
+        return Block(nbytes, memory.address, memory)
+
+    def owner(self, block: Block, released: Released, *, frozen: bool) -> HostBuffer:
+        return HostBuffer(block, frozen=frozen, on_release=released)
+
+    def lend(self, owner: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        return owner.array(shape, dtype)
+
+    def wait(self) -> None:
+        wait_for_host_work()
+
+
+class HostTensorStore(HostStore):
+    """The same memory lent through another library that works on host memory in place, such as torch."""
+
+    def __init__(self, backend: Backend, *, huge_pages: bool = True) -> None:
+        super().__init__(huge_pages=huge_pages)
+        self._backend = backend
+
+    def owner(self, block: Block, released: Released, *, frozen: bool) -> HostBuffer:
+        if frozen and not self._backend.keeps_read_only:
+            raise TypeError(
+                f"{self._backend.memory_type} has no read-only arrays; lease from the numpy pool to freeze"
+            )
+        return super().owner(block, released, frozen=frozen)
+
+    def lend(self, owner: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        refusal = self._backend.dtype_refusal(dtype.name if dtype.isnative else dtype.str)
+        if refusal is not None:
+            raise TypeError(refusal)
+        return self._backend.lend(owner.array(shape, dtype), "cpu")
