@@ -11,9 +11,9 @@ import importlib
 import importlib.util
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from memcore.errors import BackendUnavailableError, DeviceError, DtypeError, StackError
 from memcore.info import ITEM_SIZES, ArrayInfo, DeviceInfo, MemoryHeld, item_size
@@ -43,6 +43,12 @@ class Backend(ABC):
     immutable: ClassVar[bool] = False
     # Views of read-only memory stay read-only.
     keeps_read_only: ClassVar[bool] = False
+    # Arrays can live where NumPy can look at them.
+    host_memory: ClassVar[bool] = True
+    # Kinds of device that arrays can be computed on.
+    device_kinds: ClassVar[tuple[Literal["cpu", "gpu"], ...]] = ("cpu", "gpu")
+    # The device memory that the library shares through DLPack, if any.
+    device_memory: ClassVar[str | None] = None
     # dtypes that the library holds exactly, by name.
     dtypes: ClassVar[frozenset[str]] = frozenset(ITEM_SIZES)
 
@@ -112,11 +118,13 @@ class Backend(ABC):
 
     def in_host_memory(self, place: GpuId) -> bool:
         """True if NumPy can look at arrays at that place without a copy."""
-        return place == "cpu"
+        return self.host_memory and place == "cpu"
 
-    def exchange_kind(self, place: GpuId) -> int | None:  # noqa: ARG002
-        """The DLPack device type of device memory that this library lends and borrows there, else None."""
-        return None
+    def shares_with(self, other: Backend, kind: str) -> bool:
+        """True if both libraries can see the same memory on devices of that kind."""
+        if kind == "cpu":
+            return self.host_memory and other.host_memory
+        return self.device_memory is not None and self.device_memory == other.device_memory
 
     def physical_id(self, place: GpuId) -> str | None:
         """PCI address or UUID of the device, as every library that shares memory on it tells it."""

@@ -261,8 +261,7 @@ def _choose_within(data: Array, source: Backend, place: GpuId, copy: bool | None
 def _choose_between_devices(
     source: Backend, target: Backend, origin: GpuId, place: GpuId, copy: bool | None
 ) -> tuple[_Way, str]:
-    kind = source.exchange_kind(origin)
-    if kind is None or kind != target.exchange_kind(place):
+    if not source.shares_with(target, "gpu"):
         return _ROUND_TRIP, f"{source.memory_type} and {target.memory_type} share no device memory"
     here, there = source.physical_id(origin), target.physical_id(place)
     if here is None or there is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,6 @@ from memcore.host import aligned_empty
 from memcore.info import ITEM_SIZES, DeviceInfo, MemoryHeld
 from memcore.memory_type import Array, GpuId, MemoryType
 
-CUDA = 2  # kDLCUDA
 CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
@@ -25,6 +24,9 @@ class CupyBackend(Backend):
     memory_type: ClassVar[str] = MemoryType.CUPY
     module: ClassVar[str] = "cupy"
     install_hint: ClassVar[str] = "pip install 'stackyard[cupy-cuda13]' (or cupy-cuda12 for a CUDA 12 driver)"
+    device_memory: ClassVar[str | None] = "cuda"
+    host_memory: ClassVar[bool] = False
+    device_kinds: ClassVar[tuple[Literal["cpu", "gpu"], ...]] = ("gpu",)
     type_roots: ClassVar[tuple[str, ...]] = ("cupy", "cupyx")
     dtypes: ClassVar[frozenset[str]] = frozenset(ITEM_SIZES) - {"bfloat16"}
 
@@ -54,12 +56,6 @@ class CupyBackend(Backend):
 
     def device_of(self, array: Array) -> GpuId:
         return int(array.device.id)
-
-    def in_host_memory(self, place: GpuId) -> bool:  # noqa: ARG002
-        return False
-
-    def exchange_kind(self, place: GpuId) -> int | None:  # noqa: ARG002
-        return CUDA
 
     def move(self, array: Array, gpu_id: GpuId) -> Array:
         source = self.device_of(array)

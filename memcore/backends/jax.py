@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,7 +15,6 @@ from memcore.host import ALIGNMENT, address_of, aligned_empty
 from memcore.info import DeviceInfo, MemoryHeld
 from memcore.memory_type import Array, GpuId, MemoryType
 
-CUDA = 2  # kDLCUDA
 WIDE = frozenset({"int64", "uint64", "float64", "complex128"})
 
 
@@ -28,6 +28,7 @@ class JaxBackend(Backend):
     memory_type: ClassVar[str] = MemoryType.JAX
     module: ClassVar[str] = "jax"
     install_hint: ClassVar[str] = "pip install 'stackyard[jax]'"
+    device_memory: ClassVar[str | None] = "cuda"
     type_roots: ClassVar[tuple[str, ...]] = ("jax", "jaxlib")
     immutable: ClassVar[bool] = True
     keeps_read_only: ClassVar[bool] = True
@@ -78,9 +79,6 @@ class JaxBackend(Backend):
     def in_host_memory(self, place: GpuId) -> bool:
         return place == "cpu" or not self._accelerators()
 
-    def exchange_kind(self, place: GpuId) -> int | None:
-        return None if self.in_host_memory(place) else CUDA
-
     def move(self, array: Array, gpu_id: GpuId) -> Array:
         return self.library.device_put(array, self._device(gpu_id))
 
@@ -94,7 +92,7 @@ class JaxBackend(Backend):
         return numpy_dtype_name(array.dtype)
 
     def dtype_refusal(self, dtype: str) -> str | None:
-        if dtype in WIDE and not self.library.config.jax_enable_x64:
+        if dtype in WIDE and not _wide_types_enabled():
             return (
                 f"jax would narrow {dtype} to 32 bits; set jax.config.update('jax_enable_x64', True), "
                 "or choose a dtype with convert_dtype(array, dtype, rule) first"
@@ -168,7 +166,8 @@ class JaxBackend(Backend):
         return super().is_oom(error)
 
     def array_namespace(self, array: Array) -> Any | None:
-        return None if self.in_host_memory(self.device_of(array)) else self.library.numpy
+        on_host = self.in_host_memory(self.device_of(array))
+        return None if on_host or not _wide_types_enabled() else self.library.numpy
 
     def _has_logical_cpus(self) -> bool:
         return len(self.library.devices("cpu")) > 1 and not self._accelerators()
@@ -203,3 +202,11 @@ class JaxBackend(Backend):
         if cupy is not None and ordinal < cupy.cuda.runtime.getDeviceCount():
             return str(cupy.cuda.runtime.deviceGetPCIBusId(ordinal)).lower().partition(".")[0]
         return None
+
+
+def _wide_types_enabled() -> bool:
+    """The x64 switch as JAX has it, or as its environment variable will set it when JAX is imported."""
+    jax = sys.modules.get("jax")
+    if jax is not None:
+        return bool(jax.config.jax_enable_x64)
+    return os.environ.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "t", "yes", "y", "on")

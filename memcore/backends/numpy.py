@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ class NumpyBackend(Backend):
     module: ClassVar[str] = "numpy"
     install_hint: ClassVar[str] = "pip install numpy"
     type_roots: ClassVar[tuple[str, ...]] = ("numpy",)
+    device_kinds: ClassVar[tuple[Literal["cpu", "gpu"], ...]] = ("cpu",)
     keeps_read_only: ClassVar[bool] = True
 
     def is_array_type(self, cls: type) -> bool:

@@ -7,7 +7,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,8 @@ class PyclesperantoBackend(Backend):
         "pyclesperanto_cuda",
         "pyclesperanto_metal",
     )
+    host_memory: ClassVar[bool] = False
+    device_kinds: ClassVar[tuple[Literal["cpu", "gpu"], ...]] = ("gpu",)
     dtypes: ClassVar[frozenset[str]] = frozenset(
         {"uint8", "uint16", "uint32", "int8", "int16", "int32", "float32"}
     )
@@ -64,13 +66,21 @@ class PyclesperantoBackend(Backend):
         return cls.__name__ == "_Array" and _is_extension(cls.__module__)
 
     def devices(self) -> tuple[DeviceInfo, ...]:
-        return tuple(DeviceInfo(i, "gpu", str(d.name)) for i, d in enumerate(self._handles()))
+        handles = self._handles()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # it warns where there is no CPU device
+            on_cpu = set(self.library.list_available_devices("cpu"))
+        return tuple(
+            DeviceInfo(i, "cpu" if d.name in on_cpu else "gpu", str(d.name)) for i, d in enumerate(handles)
+        )
+
+    def validate_gpu_id(self, gpu_id: object) -> GpuId:
+        if type(gpu_id) is int and 0 <= gpu_id < len(self._handles()):
+            return gpu_id
+        return super().validate_gpu_id(gpu_id)
 
     def device_of(self, array: Array) -> GpuId:
         return int(array.device.index)
-
-    def in_host_memory(self, place: GpuId) -> bool:  # noqa: ARG002
-        return False
 
     def can_move(self, origin: GpuId, place: GpuId) -> bool:  # noqa: ARG002  one OpenCL context for each device
         return False

@@ -14,8 +14,6 @@ from memcore.host import ALIGNMENT, address_of, aligned_empty, writable_alias
 from memcore.info import DeviceInfo, MemoryHeld
 from memcore.memory_type import Array, GpuId, MemoryType
 
-CUDA = 2  # kDLCUDA
-
 
 class TensorflowBackend(Backend):
     """`tf.Tensor` with values. Symbolic, ragged, sparse and Keras tensors and Variables are refused.
@@ -28,6 +26,7 @@ class TensorflowBackend(Backend):
     noun: ClassVar[str] = "tensor"
     module: ClassVar[str] = "tensorflow"
     install_hint: ClassVar[str] = "pip install 'stackyard[tensorflow]'"
+    device_memory: ClassVar[str | None] = "cuda"
     type_roots: ClassVar[tuple[str, ...]] = ("tensorflow", "keras")
     immutable: ClassVar[bool] = True
     keeps_read_only: ClassVar[bool] = True
@@ -72,9 +71,6 @@ class TensorflowBackend(Backend):
 
     def in_host_memory(self, place: GpuId) -> bool:
         return place == "cpu" or not self._has_gpus()
-
-    def exchange_kind(self, place: GpuId) -> int | None:
-        return None if self.in_host_memory(place) else CUDA
 
     def move(self, array: Array, gpu_id: GpuId) -> Array:
         with self._on(gpu_id):
@@ -164,9 +160,6 @@ class TensorflowBackend(Backend):
         if tensorflow is not None and type(error) is tensorflow.errors.ResourceExhaustedError:
             return True
         return super().is_oom(error)
-
-    def array_namespace(self, array: Array) -> Any | None:
-        return None if self.in_host_memory(self.device_of(array)) else self.library.experimental.numpy
 
     def _has_logical_cpus(self) -> bool:
         return len(self.library.config.list_logical_devices("CPU")) > 1 and not self._has_gpus()

@@ -16,7 +16,6 @@ from memcore.host import aligned_empty, writable_alias
 from memcore.info import DeviceInfo, MemoryHeld
 from memcore.memory_type import Array, GpuId, MemoryType
 
-CUDA = 2  # kDLCUDA
 CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
@@ -32,6 +31,7 @@ class TorchBackend(Backend):
     noun: ClassVar[str] = "tensor"
     module: ClassVar[str] = "torch"
     install_hint: ClassVar[str] = "pip install 'stackyard[torch]'"
+    device_memory: ClassVar[str | None] = "cuda"
     type_roots: ClassVar[tuple[str, ...]] = ("torch",)
 
     def is_array_type(self, cls: type) -> bool:
@@ -67,9 +67,6 @@ class TorchBackend(Backend):
 
     def device_of(self, array: Array) -> GpuId:
         return "cpu" if array.is_cpu else int(array.get_device())
-
-    def exchange_kind(self, place: GpuId) -> int | None:
-        return None if place == "cpu" else CUDA
 
     def move(self, array: Array, gpu_id: GpuId) -> Array:
         return array.to(_device(gpu_id), copy=True)
