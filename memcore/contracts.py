@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from memcore.errors import ContractError
 from memcore.info import place_text
@@ -17,6 +17,7 @@ from memcore.memory_type import Array, GpuId, MemoryType
 
 Halo: TypeAlias = tuple[int, int, int]
 Form: TypeAlias = tuple[tuple[int, ...], str]
+Split: TypeAlias = Literal["z", "zyx"] | None
 
 SAME = "same"
 ATTRIBUTE = "__memory_types__"
@@ -26,18 +27,25 @@ ATTRIBUTE = "__memory_types__"
 class Contract:
     """What one implementation takes and gives.
 
-    Attributes ---------- input : memory types that it accepts, best first output : memory type of the result,
-    or "same" as the input's slice_by_slice : it works on each plane alone splittable : None, "z" or "zyx":
-    the axes along which the stack may be cut into blocks halo : planes and pixels (z, y, x) that a block
-    needs around it, or a callable of the step's keywords giving them workspace : bytes used beside input and
-    result, or a callable (shape, dtype, **keywords) giving them; None if unknown output_like : None for a
-    result of the input's shape and dtype, or a callable (shape, dtype, **keywords) giving both
+    Attributes
+    ----------
+    input : memory types that it accepts, best first
+    output : memory type of the result, or "same" as the input's
+    slice_by_slice : it works on each plane alone
+    splittable : None, "z" or "zyx", the axes along which the stack may be cut into blocks, or a callable of
+        the step's keywords giving that
+    halo : planes and pixels (z, y, x) that a block needs around it, or a callable of the step's keywords
+        giving them
+    workspace : bytes used beside input and result, or a callable (shape, dtype, **keywords) giving them; None
+        if unknown
+    output_like : None for a result of the input's shape and dtype, or a callable (shape, dtype, **keywords)
+        giving both
     """
 
     input: tuple[str, ...]
     output: str = SAME
     slice_by_slice: bool = False
-    splittable: Literal["z", "zyx"] | None = None
+    splittable: Split | Callable[..., Split] = None
     halo: Halo | Callable[..., Halo] = (0, 0, 0)
     workspace: int | Callable[..., int] | None = None
     output_like: Callable[..., Form] | None = None
@@ -45,14 +53,19 @@ class Contract:
     def __post_init__(self) -> None:
         if not self.input:
             raise ContractError("a step needs at least one input memory type")
-        if self.splittable not in (None, "z", "zyx"):
-            raise ContractError(f"splittable is None, 'z' or 'zyx', not {self.splittable!r}")
+        if not callable(self.splittable):
+            _checked_split(self.splittable)
         if not callable(self.halo):
             _checked_halo(self.halo)
 
     def output_type(self, memory_type: str) -> str:
         """Memory type of the result for an input of that type."""
         return memory_type if self.output == SAME else self.output
+
+    def splittable_for(self, **keywords: object) -> Split:
+        """The axes along which the stack may be cut for these keywords of the step: None, "z" or "zyx"."""
+        split = self.splittable
+        return _checked_split(_call(split, (), keywords) if callable(split) else split)
 
     def halo_for(self, **keywords: object) -> Halo:
         """Planes and pixels (z, y, x) for these keywords of the step."""
@@ -100,16 +113,30 @@ class Implementation:
         return result
 
 
+class StepFunction(Protocol):
+    """A decorated step: called like the function it wraps, and open to further implementations."""
+
+    __name__: str
+
+    def __call__(self, stack: Array, /, *rest: Any, **keywords: Any) -> Any:
+        """Run the implementation for the type of `stack`, checking what goes in and comes out."""
+
+    def register(
+        self, input: str | Iterable[str], output: str = SAME, **overrides: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Declare another implementation; what isn't given is as in the first declaration."""
+
+
 def memory_types(
     input: str | Iterable[str],
     output: str = SAME,
     *,
     slice_by_slice: bool = False,
-    splittable: Literal["z", "zyx"] | None = None,
+    splittable: Split | Callable[..., Split] = None,
     halo: Halo | Callable[..., Halo] = (0, 0, 0),
     workspace: int | Callable[..., int] | None = None,
     output_like: Callable[..., Form] | None = None,
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+) -> Callable[[Callable[..., Any]], StepFunction]:
     """Declare the memory types of a step function `fn(stack, **keywords)`, with the fields of `Contract`.
 
     The decorated function chooses among its implementations by the type of its first argument and checks
@@ -127,7 +154,7 @@ def memory_types(
         type_names(input), output_name(output), slice_by_slice, splittable, halo, workspace, output_like
     )
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[..., Any]) -> StepFunction:
         implementations = [Implementation(function, contract)]
 
         @functools.wraps(function)
@@ -154,7 +181,7 @@ def memory_types(
 
         setattr(wrapper, ATTRIBUTE, implementations)
         wrapper.register = register  # type: ignore[attr-defined]
-        return wrapper
+        return cast(StepFunction, wrapper)
 
     return decorate
 
@@ -239,6 +266,12 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: di
     named = list(parameters)[len(arguments) :]
     wanted = {name: value for name, value in keywords.items() if name in named}
     return function(*arguments, **wanted)
+
+
+def _checked_split(split: Any) -> Split:
+    if split not in (None, "z", "zyx"):
+        raise ContractError(f"splittable is None, 'z' or 'zyx', not {split!r}")
+    return split  # type: ignore[no-any-return]
 
 
 def _checked_halo(halo: Any) -> Halo:
