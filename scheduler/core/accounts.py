@@ -10,9 +10,9 @@ from scheduler.core.records import Group, JobRecord
 class DeviceClass:
     """Devices of equal kind, model and capacity: a group's options are the same on all of them.
 
-    `open` lists those that could start something, by free bytes. `fit` holds groups that may run here and can't or
-    needn't run elsewhere, `shortest` (CPU only) those that would rather have a GPU; `alone` waits for an empty device,
-    `restricted` for particular devices.
+    `open` lists those that could start something, by free bytes. `fit` holds groups that may run here and
+    can't or needn't run elsewhere, `shortest` (CPU only) those that would rather have a GPU; `alone` waits
+    for an empty device, `restricted` for particular devices.
     """
 
     def __init__(self, index: int, device: Device) -> None:
@@ -42,7 +42,10 @@ class DeviceClass:
 
 
 class HostAccount:
-    """Host memory that every device of the host draws from; `starved` once a job was held back for lack of it."""
+    """Host memory that every device of the host draws from.
+
+    `starved` once a job was held back for lack of it.
+    """
 
     def __init__(self, cpu: "DeviceAccount | None" = None) -> None:
         self.cpu = cpu
@@ -58,14 +61,34 @@ class HostAccount:
 class DeviceAccount:
     """One device: the last snapshot, what this run has reserved since, and who runs there.
 
-    free = total - external - committed - headroom, with committed taken apart into our own reservations (always
-    current), other runs' (as of the snapshot) and what processes hold beyond any reservation.
+    free = total - external - committed - headroom, with committed taken apart into our own reservations
+    (always current), other runs' (as of the snapshot) and what processes hold beyond any reservation.
     """
 
     __slots__ = (
-        "blocked", "claim", "cls", "device", "done", "exclusive", "excess", "external", "foreign", "host", "idle",
-        "key", "known", "online", "ordinal", "problem", "processes", "reserved", "residents", "running", "slots",
-        "total", "used",
+        "blocked",
+        "claim",
+        "cls",
+        "device",
+        "done",
+        "excess",
+        "exclusive",
+        "external",
+        "foreign",
+        "host",
+        "idle",
+        "key",
+        "known",
+        "online",
+        "ordinal",
+        "problem",
+        "processes",
+        "reserved",
+        "residents",
+        "running",
+        "slots",
+        "total",
+        "used",
     )  # fmt: skip
 
     def __init__(self, device: Device, ordinal: int, cls: DeviceClass, host: HostAccount) -> None:
@@ -158,10 +181,17 @@ class DeviceAccount:
         """The account as the screens show it."""
         device = self.device
         return DeviceView(
-            uuid=device.uuid, name=device.name, kind=device.kind, virtual=device.virtual, host=device.host,
-            total_bytes=self.total, free_bytes=max(0, self.free) if self.known and self.online else None,
-            reserved_bytes=self.reserved, idle_bytes=self.idle, external_bytes=self.external if self.known else 0,
-            running=tuple(self.running), done=self.done,
+            uuid=device.uuid,
+            name=device.name,
+            kind=device.kind,
+            virtual=device.virtual,
+            host=device.host,
+            total_bytes=self.total,
+            free_bytes=max(0, self.free) if self.known and self.online else None,
+            reserved_bytes=self.reserved,
+            idle_bytes=self.idle,
+            external_bytes=self.external if self.known else 0,
+            running=tuple(self.running),
+            done=self.done,
             problem=self.problem if self.online else self.problem or "offline: its worker is gone",
-        )  # fmt: skip
-
+        )

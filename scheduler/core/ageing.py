@@ -13,9 +13,11 @@ CLAIMED_SHARE = 4
 
 
 class Ageing:
-    """Who has been passed how often, and who holds a claim. At most one claim on each device and for each job.
+    """Who has been passed how often, and who holds a claim. At most one claim on each device and for each
+    job.
 
-    Arrivals are looked at in order, so that a check costs O(1) unless a claim is made, which looks at every device.
+    Arrivals are looked at in order, so that a check costs O(1) unless a claim is made, which looks at every
+    device.
     """
 
     def __init__(self, state: State) -> None:
@@ -79,7 +81,10 @@ class Ageing:
             self._state.unclaimed.append(account)
 
     def drop_hopeless(self, account: DeviceAccount) -> None:
-        """Strangers took what the claim on this device needs: draining it helps nobody, so the job ages anew."""
+        """Strangers took what the claim on this device needs.
+
+        Draining it helps nobody, so the job ages anew.
+        """
         record = account.claim
         if record is None:
             return
@@ -91,9 +96,14 @@ class Ageing:
             self._state.arrivals.appendleft(record)
 
     def _claim(self, record: JobRecord) -> DeviceAccount | None:
-        """Drain the device on which this job will fit soonest: it has the most free bytes and runs the fewest jobs."""
+        """Drain the device on which this job will fit soonest.
+
+        It has the most free bytes and runs the fewest jobs.
+        """
         self._claimants = [other for other in self._claimants if other.claim is not None]
-        if record.claim is not None or len(self._claimants) >= max(1, len(self._state.accounts) // CLAIMED_SHARE):
+        if record.claim is not None or len(self._claimants) >= max(
+            1, len(self._state.accounts) // CLAIMED_SHARE
+        ):
             return None
         best: DeviceAccount | None = None
         best_rank = (0, 0)
@@ -108,7 +118,9 @@ class Ageing:
                     continue
                 if account.available < need:
                     continue
-                rank = (-len(account.running), account.free) if group.alone or group.cold else (account.free, 0)
+                rank = (
+                    (-len(account.running), account.free) if group.alone or group.cold else (account.free, 0)
+                )
                 if best is None or rank > best_rank:
                     best, best_rank = account, rank
         if best is None:

@@ -126,7 +126,9 @@ class Dispatcher:
             elif record.state is JobState.RUNNING and record.placement is not None:
                 placement = record.placement
                 decision = Decision(Verdict.CANCEL, event.reason)
-                instruction = CancelAttempt(placement.job_id, placement.attempt, placement.device, False, decision)
+                instruction = CancelAttempt(
+                    placement.job_id, placement.attempt, placement.device, False, decision
+                )
                 self._placer.out.append(instruction)
                 # its bytes stay reserved until the attempt has really ended
                 record.cancelled = True

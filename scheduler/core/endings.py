@@ -1,4 +1,7 @@
-"""What follows when an attempt or a job ends: learning, the ladder, strikes, equal failures, freed devices."""
+"""What follows when an attempt or a job ends.
+
+Learning, the ladder, strikes, equal failures, freed devices.
+"""
 
 from heapq import heappop
 
@@ -13,13 +16,15 @@ from scheduler.core.records import Group, JobRecord, JobState
 from scheduler.core.recovery import STRIKES, after_oom, suspect
 from scheduler.core.state import State
 
-# An out of memory that had reached this much of its reservation was an underestimate; less was a stranger's doing.
+# An out of memory that had reached this much of its reservation was an underestimate; less was a stranger's
+# doing.
 UNDERESTIMATE = 0.9
 OOM_RAISE = 1.1
 
 
 class Endings:
-    """Takes attempts out of the accounts and jobs out of the run; `touched` collects devices that may start more.
+    """Takes attempts out of the accounts and jobs out of the run; `touched` collects devices that may start
+    more.
 
     `refill`: what waits has changed its needs, so any open device may be able to start something.
     """
@@ -67,7 +72,9 @@ class Endings:
             self._state.departures += 1
             record.cohort.departed += 1
 
-    def finish(self, record: JobRecord, outcome: JobOutcome, reason: str, verdict: Verdict = Verdict.FINISH) -> None:
+    def finish(
+        self, record: JobRecord, outcome: JobOutcome, reason: str, verdict: Verdict = Verdict.FINISH
+    ) -> None:
         """The job is over."""
         record.state = JobState.FINISHED
         self._placer.out.append(FinishJob(record.job.job_id, outcome, Decision(verdict, reason)))
@@ -80,9 +87,13 @@ class Endings:
             placement = record.placement
             if placement is None or placement.attempt != attempt:
                 continue
-            reason = f"runs for {now - record.started_at:.1f} s, and its timeout_s is {record.job.timeout_s:g}"
+            reason = (
+                f"runs for {now - record.started_at:.1f} s, and its timeout_s is {record.job.timeout_s:g}"
+            )
             decision = Decision(Verdict.CANCEL, reason)
-            self._placer.out.append(CancelAttempt(placement.job_id, attempt, placement.device, True, decision))
+            self._placer.out.append(
+                CancelAttempt(placement.job_id, attempt, placement.device, True, decision)
+            )
 
     def attempt_ended(self, record: JobRecord, outcome: Outcome) -> None:
         """Free what the attempt had, learn from it, and decide what becomes of the job."""
@@ -149,7 +160,9 @@ class Endings:
             if on_host:
                 changed = state.estimates.observe_host_peak(job.learns_as, job.kind, placement.plan, raised)
             else:
-                changed = state.estimates.observe_device_peak(job.learns_as, job.kind, placement.plan, model, raised)
+                changed = state.estimates.observe_device_peak(
+                    job.learns_as, job.kind, placement.plan, model, raised
+                )
             if changed:
                 self._requeue_family(job.learns_as)
         self._forget_new_resident(placement, account)
@@ -165,7 +178,9 @@ class Endings:
         self._retry(record, rung.name, rung.reason, Verdict.RETRY)
         self.refill = True
 
-    def _refused(self, record: JobRecord, placement: Placement, account: DeviceAccount, outcome: Refused) -> None:
+    def _refused(
+        self, record: JobRecord, placement: Placement, account: DeviceAccount, outcome: Refused
+    ) -> None:
         self._forget_new_resident(placement, account)
         if outcome.snapshot is not None:
             account.take_snapshot(outcome.snapshot)
@@ -184,7 +199,9 @@ class Endings:
             return
         record.strikes += 1
         if record.strikes >= STRIKES:
-            reason = f"set aside: {where}, and it was the {record.strikes}. time that this happened under the job"
+            reason = (
+                f"set aside: {where}, and it was the {record.strikes}. time that this happened under the job"
+            )
             self.finish(record, JobOutcome.SET_ASIDE, reason, Verdict.SET_ASIDE)
             return
         self.enqueue(suspect(self._state, record))

@@ -31,7 +31,10 @@ class OutOfMemory:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The step, its input or its output failed: `error` is what the user is told, `key` what equal failures share."""
+    """The step, its input or its output failed.
+
+    `error` is what the user is told, `key` what equal failures share.
+    """
 
     error: str
     key: str = ""
@@ -47,7 +50,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDied:
-    """The process went away under the attempt. `blame` False: it was retired, preempted, or a neighbour hung."""
+    """The process went away under the attempt.
+
+    `blame` False: it was retired, preempted, or a neighbour hung.
+    """
 
     reason: str = "its worker process died"
     blame: bool = True
@@ -118,9 +124,9 @@ class WorkerJoined:
 class WorkerLost:
     """A worker process of a device is gone; `slots_left` of the device remain (0: the device is offline).
 
-    `job_ids` are the jobs that ran in it (None: all that run on the device). With `blame` each becomes a suspect and
-    runs alone next; `hung` is the one that had stopped answering, and its neighbours are requeued without a strike.
-    Resident state of the device is gone with its last worker.
+    `job_ids` are the jobs that ran in it (None: all that run on the device). With `blame` each becomes a
+    suspect and runs alone next; `hung` is the one that had stopped answering, and its neighbours are requeued
+    without a strike. Resident state of the device is gone with its last worker.
     """
 
     now: float

@@ -1,8 +1,8 @@
 """What jobs need and how long they take: the declared model, corrected by what was measured.
 
-A family's peaks are learned as the logarithm of measured over declared bytes, so that one measurement speaks for
-every shape of the family. The estimate is the upper end of a normal predictive interval with a weak prior on the
-spread (Gelman et al., Bayesian Data Analysis, 3.2), never below what was measured for the same kind.
+A family's peaks are learned as the logarithm of measured over declared bytes, so that one measurement speaks
+for every shape of the family. The estimate is the upper end of a normal predictive interval with a weak prior
+on the spread (Gelman et al., Bayesian Data Analysis, 3.2), never below what was measured for the same kind.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 
 from scheduler.core.model import JobPlan
 
-# Peaks of one family scatter by a few percent (allocator rounding, data-dependent temporaries): the prior spread
+# Peaks of one family scatter by a few percent (allocator rounding, data-dependent temporaries): the prior
+# spread
 # weighs as much as PRIOR_COUNT measurements. WIDTH standard deviations cover 99.8 % of a normal's upper side.
 PRIOR_SPREAD = 0.05
 PRIOR_COUNT = 3
 WIDTH = 2.9
-# Before anything was measured a declared host footprint gets this margin; device footprints run alone instead.
+# Before anything was measured a declared host footprint gets this margin; device footprints run alone
+# instead.
 COLD_MARGIN = 1.25
 # A duration rate follows drift with this weight for the newest measurement once a few are in.
 RATE_WEIGHT = 0.1
@@ -87,7 +89,10 @@ class Estimates:
         return (family, plan.name) in self._device_any or (family, plan.name) in self._unmeasurable
 
     def device_bytes(self, family: str, kind: str, plan: JobPlan, model: str) -> int:
-        """Device bytes to reserve for a job; the declared ones while nothing was measured (it then runs alone)."""
+        """Device bytes to reserve for a job.
+
+        The declared ones while nothing was measured (it then runs alone).
+        """
         declared = plan.footprint.device_bytes
         ratio = self._device.get((family, plan.name, model)) or self._device_any.get((family, plan.name))
         floor = self._peaks.get((kind, plan.name, model), 0)
@@ -126,7 +131,10 @@ class Estimates:
         return self._noted(family, changed or first or raised)
 
     def accept_declared(self, family: str, plan: JobPlan) -> bool:
-        """A job ended well and nothing could measure its device peak: believe the declared one, with a margin."""
+        """A job ended well and nothing could measure its device peak.
+
+        Believe the declared one, with a margin.
+        """
         if self.measured(family, plan):
             return False
         self._unmeasurable.add((family, plan.name))

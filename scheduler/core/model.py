@@ -1,4 +1,7 @@
-"""What the dispatcher knows: devices, jobs, footprints, snapshots. Frozen records; bytes are ints, times are seconds."""
+"""What the dispatcher knows.
+
+Devices, jobs, footprints, snapshots. Frozen records; bytes are ints, times are seconds.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,8 +26,9 @@ class Device:
     """A place where jobs run.
 
     For the CPU device of a host, `total_bytes` is the host memory that this run may use (after cgroup, Dask's
-    limit and `memory.host_limit`) and `slots` the number of CPU worker processes; 0 slots is a host whose memory
-    is accounted but whose CPU runs no job. A job on a GPU also needs host bytes of its host's CPU device.
+    limit and `memory.host_limit`) and `slots` the number of CPU worker processes; 0 slots is a host whose
+    memory is accounted but whose CPU runs no job. A job on a GPU also needs host bytes of its host's CPU
+    device.
     """
 
     uuid: str
@@ -53,8 +57,9 @@ class Device:
 class ProcessMemory:
     """What one process of ours, or of another run that shares the reservation table, has on one device.
 
-    `held_bytes` is measured (its context included), `reclaimable_bytes` is the part of it that is idle in pools and
-    allocators, `reserved_bytes` is the sum of its reservations. `ours` is False for another run's process.
+    `held_bytes` is measured (its context included), `reclaimable_bytes` is the part of it that is idle in
+    pools and allocators, `reserved_bytes` is the sum of its reservations. `ours` is False for another run's
+    process.
     """
 
     pid: int
@@ -76,7 +81,10 @@ class ProcessMemory:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSnapshot:
-    """One reading of a device. `used_bytes` None means that the probe had no answer, which is not the same as free."""
+    """One reading of a device.
+
+    `used_bytes` None means that the probe had no answer, which is not the same as free.
+    """
 
     uuid: str
     total_bytes: int
@@ -110,7 +118,10 @@ class DeviceSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """A job's peak bytes. `device_bytes` is 0 for a plan on the CPU; `source` is model, measured or declared."""
+    """A job's peak bytes.
+
+    `device_bytes` is 0 for a plan on the CPU; `source` is model, measured or declared.
+    """
 
     device_bytes: int
     host_bytes: int
@@ -138,9 +149,9 @@ class Resident:
 class JobPlan:
     """One way to run a job: implementations, memory types, and what they need.
 
-    `footprint` is the declared model's, without the resident state. `cost` is the declared expected seconds (any
-    unit that is the same for all plans of a job will do: measured rates scale it). Plans of one job have different
-    names; those with a `split` are used where the whole can't fit, and after an out of memory.
+    `footprint` is the declared model's, without the resident state. `cost` is the declared expected seconds
+    (any unit that is the same for all plans of a job will do: measured rates scale it). Plans of one job have
+    different names; those with a `split` are used where the whole can't fit, and after an out of memory.
     """
 
     name: str
@@ -162,11 +173,11 @@ class JobPlan:
 class Job:
     """A stack job and the ways to run it, best first.
 
-    `kind` names everything that decides plans and footprints (chain, parameters, dtypes, exact shape): jobs of one
-    kind have equal plans. `family` is the key under which peaks and durations are learned (the same with the shape
-    *class*); it defaults to the kind. Jobs of one `batch` were submitted together: the dispatcher may order them as
-    it likes, and only jobs of later batches can overtake them. `allowed` restricts the device uuids; `prefers` names
-    those where its input is warm.
+    `kind` names everything that decides plans and footprints (chain, parameters, dtypes, exact shape): jobs
+    of one kind have equal plans. `family` is the key under which peaks and durations are learned (the same
+    with the shape *class*); it defaults to the kind. Jobs of one `batch` were submitted together: the
+    dispatcher may order them as it likes, and only jobs of later batches can overtake them. `allowed`
+    restricts the device uuids; `prefers` names those where its input is warm.
     """
 
     job_id: str
@@ -211,10 +222,11 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A job admitted to a device: attempt numbers count from 1. `reserve_bytes` of the device and `host_bytes` of its host.
+    """A job admitted to a device: attempt numbers count from 1. `reserve_bytes` of the device and
+    `host_bytes` of its host.
 
-    `resident_bytes` is what the plan's setup will reserve beside it, 0 if it is already there. `alone`: no other job
-    is admitted to this device meanwhile, so its measured peak is its own.
+    `resident_bytes` is what the plan's setup will reserve beside it, 0 if it is already there. `alone`: no
+    other job is admitted to this device meanwhile, so its measured peak is its own.
     """
 
     job_id: str

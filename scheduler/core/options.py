@@ -1,4 +1,7 @@
-"""On which classes of devices a group could run, by which plans, and what each would need: no load considered."""
+"""On which classes of devices a group could run, by which plans, and what each would need.
+
+No load considered.
+"""
 
 from scheduler.core.accounts import DeviceClass
 from scheduler.core.footprint import Estimates
@@ -11,8 +14,8 @@ def find_options(
 ) -> dict[int, tuple[Option, ...]]:
     """Options by class index, in the order of the plans; empty if the group can never run.
 
-    Blocks are an option on GPUs only where the whole fits on none of them. A second plan is an option beside a first
-    only if it needs less memory.
+    Blocks are an option on GPUs only where the whole fits on none of them. A second plan is an option beside
+    a first only if it needs less memory.
     """
     whole = tuple(plan for plan in group.plans if plan.split is None)
     split = tuple(plan for plan in group.plans if plan.split is not None)
@@ -26,7 +29,11 @@ def find_options(
 
 
 def _options_on(
-    group: Group, classes: list[DeviceClass], plans: tuple[JobPlan, ...], estimates: Estimates, host_capacity: int
+    group: Group,
+    classes: list[DeviceClass],
+    plans: tuple[JobPlan, ...],
+    estimates: Estimates,
+    host_capacity: int,
 ) -> dict[int, tuple[Option, ...]]:
     found = {}
     for cls in classes:
@@ -59,7 +66,9 @@ def _option(
         host_need = min(host_need, host_capacity)
         estimate = estimates.device_bytes(family, kind, plan, cls.model)
         declared = plan.footprint.device_bytes
-        least = max(estimates.device_floor(kind, plan, cls.model) or min(declared, estimate), group.least_need)
+        least = max(
+            estimates.device_floor(kind, plan, cls.model) or min(declared, estimate), group.least_need
+        )
         resident = plan.resident.nbytes if plan.resident is not None else 0
         need, least = max(estimate, group.least_need) + resident, least + resident
     if least > cls.capacity:
@@ -80,9 +89,7 @@ def _option(
     )
 
 
-def why_impossible(
-    group: Group, classes: list[DeviceClass], estimates: Estimates, host_capacity: int
-) -> str:
+def why_impossible(group: Group, classes: list[DeviceClass], estimates: Estimates, host_capacity: int) -> str:
     """Why no device could ever run this group, with the figures of each plan."""
     if not classes:
         return "no device has joined"
@@ -94,9 +101,7 @@ def why_impossible(
             there = ", ".join(sorted({cls.kind.value for cls in classes}))
             lines.append(f"{plan.name} runs on {wanted}, and there is only {there}")
             continue
-        allowed = [
-            account for cls in able for account in cls.accounts if group.permits(account.device.uuid)
-        ]
+        allowed = [account for cls in able for account in cls.accounts if group.permits(account.device.uuid)]
         if not allowed:
             lines.append(f"{plan.name}: none of the devices that it may use is left")
             continue
@@ -113,7 +118,8 @@ def why_impossible(
         need = max(estimates.device_bytes(group.family, group.kind, plan, model), group.least_need) + resident
         if need > largest.cls.capacity:
             lines.append(
-                f"{plan.name} needs {gib(need)} of device memory, and the largest device, {largest.device.name}, has "
+                f"{plan.name} needs {gib(need)} of device memory, and the largest device, "
+                f"{largest.device.name}, has "
                 f"{gib(largest.device.total_bytes)} with {gib(largest.device.headroom_bytes)} of headroom"
             )
         else:

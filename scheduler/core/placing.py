@@ -86,13 +86,18 @@ class Placer:
         if not group.permits(account.device.uuid):
             return None
         for option in group.options.get(account.cls.index, ()):
-            if option.need - self._warmth(account, option) <= account.free and self._host_has(account, option):
+            if option.need - self._warmth(account, option) <= account.free and self._host_has(
+                account, option
+            ):
                 alone = (group.alone or group.cold) and not account.cls.is_cpu
                 return group, option, alone, ""
         return None
 
     def _lonely(self, account: DeviceAccount) -> _Choice | None:
-        """A group that needs an empty device: by priority, then the shortest, which measures its family soonest."""
+        """A group that needs an empty device.
+
+        By priority, then the shortest, which measures its family soonest.
+        """
         heap = self.state.alone[account.cls.index]
         passed: list[tuple[int, float, int, int, Group]] = []
         found = None
@@ -181,14 +186,22 @@ class Placer:
         resident = option.resident - self._warmth(account, option)
         need = option.need - option.resident
         if alone:
-            # a first job may need more than anybody thinks: it gets nearly all there is (used bytes flicker a little)
+            # a first job may need more than anybody thinks: it gets nearly all there is (used bytes flicker a
+            # little)
             need = max(need, free - free // 16 - resident)
         host_need = option.host_need
         record.attempts += 1
         placement = Placement(
-            record.job.job_id, record.attempts, device.uuid, device.host, option.plan,
-            0 if account.cls.is_cpu else need, host_need, resident, alone,
-        )  # fmt: skip
+            record.job.job_id,
+            record.attempts,
+            device.uuid,
+            device.host,
+            option.plan,
+            0 if account.cls.is_cpu else need,
+            host_need,
+            resident,
+            alone,
+        )
         decision = self._explain(account, group, option, placement, free, why)
         self._reclaim(account, need + resident, placement)
         state.leave(record)
@@ -226,7 +239,10 @@ class Placer:
         self.out.append(Start(placement, decision))
 
     def vacate(self, record: JobRecord, release_host: bool = True) -> DeviceAccount | None:
-        """Give back what an attempt had reserved; `release_host` False while only its device segment has ended."""
+        """Give back what an attempt had reserved.
+
+        `release_host` False while only its device segment has ended.
+        """
         placement = record.placement
         if placement is None:
             return None
@@ -261,9 +277,14 @@ class Placer:
     ) -> Decision:
         name = account.device.name
         inputs = {
-            "need": option.need, "free": free, "total": account.total, "external": account.external,
-            "reserved": account.reserved, "headroom": account.device.headroom_bytes, "host_need": option.host_need,
-        }  # fmt: skip
+            "need": option.need,
+            "free": free,
+            "total": account.total,
+            "external": account.external,
+            "reserved": account.reserved,
+            "headroom": account.device.headroom_bytes,
+            "host_need": option.host_need,
+        }
         if why:
             return Decision(Verdict.FALL_BACK, f"goes to {name}: {why}", inputs)
         if placement.alone:
@@ -273,12 +294,16 @@ class Placer:
         return Decision(Verdict.ADMIT, reason, inputs)
 
     def _reclaim(self, account: DeviceAccount, need: int, placement: Placement) -> None:
-        """Idle bytes of another process of ours must go before this one can allocate; its own pool sees to its own."""
+        """Idle bytes of another process of ours must go before this one can allocate.
+
+        Its own pool sees to its own.
+        """
         lacking = need - (account.total - account.used)
         if lacking > 0 and account.idle and account.processes > 1:
             nbytes = min(lacking, account.idle)
             reason = (
-                f"{placement.job_id} may allocate {gib(need)} on {account.device.name}, where idle arrays hold "
+                f"{placement.job_id} may allocate {gib(need)} on {account.device.name}, where idle arrays "
+                "hold "
                 f"{gib(account.idle)}"
             )
             inputs = {"need": need, "idle": account.idle, "used": account.used}

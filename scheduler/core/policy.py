@@ -17,9 +17,10 @@ class OnPressure(StrEnum):
 class Policy:
     """How to decide. The defaults are those of the YAML's `memory` and `jobs` sections.
 
-    `elastic`: devices may still join, so a job for which there is no device kind yet waits instead of failing.
-    `overtake_limit`: how many jobs of later batches may pass a waiting job before a device is drained for it.
-    `max_oom_attempts`: out-of-memory ends on devices before the ladder goes on to the next rung.
+    `elastic`: devices may still join, so a job for which there is no device kind yet waits instead of
+    failing. `overtake_limit`: how many jobs of later batches may pass a waiting job before a device is
+    drained for it. `max_oom_attempts`: out-of-memory ends on devices before the ladder goes on to the next
+    rung.
     """
 
     on_pressure: OnPressure = OnPressure.EARLIEST_FINISH

@@ -8,10 +8,12 @@ from scheduler.core.state import State
 
 
 def best_for_cpu(state: State, account: DeviceAccount) -> tuple[Group, Option, str] | None:
-    """The group that gains most by running on this CPU device now, with the reason in words; None if none does.
+    """The group that gains most by running on this CPU device now, with the reason in words; None if none
+    does.
 
-    Among the families, the one whose work the CPU takes off the GPUs at the best price comes first; of a family, the
-    job that is shortest there. Under `earliest-finish` it must end before the GPUs would have worked off the queue.
+    Among the families, the one whose work the CPU takes off the GPUs at the best price comes first; of a
+    family, the job that is shortest there. Under `earliest-finish` it must end before the GPUs would have
+    worked off the queue.
     """
     mode = state.policy.on_pressure
     if mode is OnPressure.WAIT or mode is OnPressure.FAIL:
@@ -44,18 +46,26 @@ def _why_cpu(state: State, group: Group, option: Option) -> str:
     if not option.measured or not _measured_on_gpu(state, group):
         return f"{_fullest(state, group)}, and how long it takes isn't measured on both yet"
     wait = max(state.drain_seconds(), group.best_seconds)
-    return f"{_fullest(state, group)}: done there in about {wait:.3g} s, on the CPU in about {option.seconds:.3g} s"
+    return (
+        f"{_fullest(state, group)}: done there in about {wait:.3g} s, on the CPU in about "
+        f"{option.seconds:.3g} s"
+    )
 
 
 def worth_it(state: State, group: Group, option: Option) -> bool:
-    """False if a faster class of devices would finish the job earlier than this one, the queue ahead included."""
+    """False if a faster class of devices would finish the job earlier than this one, the queue ahead
+    included.
+    """
     if option.seconds <= group.best_seconds or state.policy.reproducible:
         return True
     return option.seconds <= max(state.drain_seconds(), group.best_seconds)
 
 
 def why_not_cpu(state: State, group: Group, cpu: DeviceClass) -> str | None:
-    """Why the CPU doesn't take a waiting job over, in words; None if only a free slot or memory there is lacking."""
+    """Why the CPU doesn't take a waiting job over, in words.
+
+    None if only a free slot or memory there is lacking.
+    """
     mode = state.policy.on_pressure
     if mode is OnPressure.WAIT or mode is OnPressure.FAIL:
         return f"on_pressure is {mode.value}, so it waits for a device"
@@ -69,7 +79,8 @@ def why_not_cpu(state: State, group: Group, cpu: DeviceClass) -> str | None:
 
 
 def out_of_reach(state: State, group: Group) -> str | None:
-    """Under pressure from strangers: the figures, if no device has room even after all our own jobs end; else None.
+    """Under pressure from strangers: the figures, if no device has room even after all our own jobs end; else
+    None.
 
     A device without an answer isn't known to be full for good, so it keeps hope alive.
     """
@@ -89,7 +100,8 @@ def out_of_reach(state: State, group: Group) -> str | None:
     _, option, account = best
     return (
         f"needs {gib(option.need)}, and the roomiest device, {account.device.name}, has "
-        f"{gib(max(0, account.available))} of {gib(account.total)}: other programs use {gib(account.external)}, "
+        f"{gib(max(0, account.available))} of {gib(account.total)}: other programs use "
+        f"{gib(account.external)}, "
         f"other runs have reserved {gib(account.foreign)}, headroom is {gib(account.device.headroom_bytes)}"
     )
 
@@ -133,4 +145,7 @@ def _fullest(state: State, group: Group) -> str:
             best, need = account, choices[-1].need
     if best is None:
         return "no device could take it"
-    return f"no device can take it now (it needs {gib(need)}; {best.device.name} has {gib(max(0, best.free))} free)"
+    return (
+        f"no device can take it now (it needs {gib(need)}; {best.device.name} has {gib(max(0, best.free))} "
+        "free)"
+    )

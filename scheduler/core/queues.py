@@ -1,7 +1,7 @@
 """Waiting groups of one device class, found by what fits: O(log n) in the number of groups and of jobs.
 
-Needs fall into size buckets, 32 for each power of two. A set bit in one integer marks a bucket with waiting groups,
-so that the largest need that surely fits is one mask and one `bit_length` away.
+Needs fall into size buckets, 32 for each power of two. A set bit in one integer marks a bucket with waiting
+groups, so that the largest need that surely fits is one mask and one `bit_length` away.
 """
 
 from collections.abc import Iterator
@@ -61,7 +61,10 @@ class _Level:
         return None
 
     def candidates(self, free: int) -> Iterator[tuple[Group, Option]]:
-        """Groups that fit into `free` bytes, the largest first: one from each bucket, and the smallest of all."""
+        """Groups that fit into `free` bytes, the largest first.
+
+        One from each bucket, and the smallest of all.
+        """
         below = bucket_below(free)
         found = False
         if self.mask >> (below + 1) & 1:
@@ -94,7 +97,8 @@ class _Level:
 class FitQueue:
     """Waiting groups by priority and need.
 
-    A group that is emptied or moved increments its version; entries of older versions are dropped when they surface.
+    A group that is emptied or moved increments its version; entries of older versions are dropped when they
+    surface.
     """
 
     __slots__ = ("_levels", "_order")

@@ -31,7 +31,10 @@ def why_waiting(state: State, record: JobRecord) -> str:
     strangers = out_of_reach(state, group)
     reason = strangers if strangers is not None and not on_cpu else _best_obstacle(state, record, on_gpu)
     if state.policy.reproducible:
-        return f"{prefix}{reason}; reproducible fixes it to {next(iter(on_gpu.values()))[0].plan.name} on such devices"
+        return (
+            f"{prefix}{reason}; reproducible fixes it to {next(iter(on_gpu.values()))[0].plan.name} on such "
+            "devices"
+        )
     if not any(plan.on_cpu for plan in group.plans):
         return f"{prefix}{reason}; its chain has no CPU implementation"
     if not on_cpu:
@@ -92,6 +95,9 @@ def _obstacle(state: State, record: JobRecord, account: DeviceAccount) -> str:
         return figures + (f": {', '.join(parts)}" if parts else "")
     host_need = min((option.host_need for option in options), default=0)
     if host_need > account.host.free:
-        return f"needs {gib(host_need)} of host memory beside {name}, and {gib(max(0, account.host.free))} are free"
+        return (
+            f"needs {gib(host_need)} of host memory beside {name}, and {gib(max(0, account.host.free))} are "
+            "free"
+        )
     ahead = state.queued - 1
     return f"{name} has room, and {ahead} other jobs are considered with it"

@@ -1,4 +1,7 @@
-"""What the dispatcher remembers of each job, and of the groups in which equal jobs wait. Mutable, private to the core."""
+"""What the dispatcher remembers of each job, and of the groups in which equal jobs wait.
+
+Mutable, private to the core.
+"""
 
 from collections import deque
 from collections.abc import Iterator
@@ -20,8 +23,8 @@ class JobState(Enum):
 class Cohort:
     """The jobs of one batch, as far as overtaking goes.
 
-    `base` is the number of first departures (starts, mostly) when it arrived, `older` how many jobs waited then for
-    their first start, `departed` how many of its own have left since.
+    `base` is the number of first departures (starts, mostly) when it arrived, `older` how many jobs waited
+    then for their first start, `departed` how many of its own have left since.
     """
 
     base: int
@@ -63,8 +66,9 @@ class JobRecord:
 class Option:
     """A plan on one class of devices: `need` includes the resident state, `resident` is its part of it.
 
-    `need` is an estimate; `least` is what was really measured or declared, so that a margin alone never makes a job
-    impossible. `seconds` is the expected time, measured rates applied; `measured` says whether they were.
+    `need` is an estimate; `least` is what was really measured or declared, so that a margin alone never makes
+    a job impossible. `seconds` is the expected time, measured rates applied; `measured` says whether they
+    were.
     """
 
     plan: JobPlan
@@ -81,9 +85,10 @@ class Option:
 class Group:
     """Jobs that are interchangeable but for their age: same kind, priority and restrictions.
 
-    Estimates, options and places in the queues are the group's, so that a new measurement moves all its jobs at the
-    price of one. `version` invalidates queue entries left behind. Groups of one job carry a retry's own terms:
-    `plans` may be fewer than the job's, `least_need` raised, `excluded` the devices that it already tried, `alone`.
+    Estimates, options and places in the queues are the group's, so that a new measurement moves all its jobs
+    at the price of one. `version` invalidates queue entries left behind. Groups of one job carry a retry's
+    own terms: `plans` may be fewer than the job's, `least_need` raised, `excluded` the devices that it
+    already tried, `alone`.
     """
 
     order: int

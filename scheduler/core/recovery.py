@@ -23,13 +23,15 @@ class Rung:
 
 
 def after_oom(state: State, record: JobRecord, placement: Placement, outcome: OutOfMemory) -> Rung:
-    """The next rung for a job that ran out of memory: any device with a raised need, another device, blocks, the CPU.
+    """The next rung for a job that ran out of memory: any device with a raised need, another device, blocks,
+    the CPU.
 
     Each attempt either raises the need, excludes a device or gives up a kind of plan, so the ladder ends.
     """
     account = state.accounts[placement.device]
     said = (
-        f"out of memory on {account.device.name} (reserved {gib(placement.reserve_bytes or placement.host_bytes)}, "
+        f"out of memory on {account.device.name} (reserved "
+        f"{gib(placement.reserve_bytes or placement.host_bytes)}, "
         f"reached {gib(outcome.peak_bytes) if outcome.peak_bytes is not None else 'an unknown peak'})"
     )
     if outcome.on_host or account.cls.is_cpu:
@@ -38,9 +40,13 @@ def after_oom(state: State, record: JobRecord, placement: Placement, outcome: Ou
     if placement.device not in record.tried:
         record.tried = (*record.tried, placement.device)
     origin = record.group
-    whole = tuple(plan for plan in placement_plans(record, placement) if not plan.on_cpu and plan.split is None)
+    whole = tuple(
+        plan for plan in placement_plans(record, placement) if not plan.on_cpu and plan.split is None
+    )
     if placement.plan.split is None and whole:
-        for name, need, excluded, alone in _device_rungs(state, record, placement, outcome, account.cls.capacity):
+        for name, need, excluded, alone in _device_rungs(
+            state, record, placement, outcome, account.cls.capacity
+        ):
             group = _terms(state, record, whole, need, origin.least_host, excluded, name, alone)
             if state.enqueue(group):
                 return Rung(name, f"{said}: {name}, asking for {gib(need)}", group)
@@ -86,10 +92,12 @@ def _smaller_rungs(record: JobRecord, placement: Placement) -> list[tuple[str, t
     rungs = []
     if split:
         finer = min(plan.split.blocks for plan in split if plan.split is not None)
-        rungs.append((
-            f"in {finer} blocks",
-            tuple(plan for plan in split if plan.split is not None and plan.split.blocks == finer),
-        ))
+        rungs.append(
+            (
+                f"in {finer} blocks",
+                tuple(plan for plan in split if plan.split is not None and plan.split.blocks == finer),
+            )
+        )
     if cpu:
         rungs.append(("the CPU", cpu))
     return rungs
@@ -103,16 +111,24 @@ def _host_rung(
     raised = int(max(placement.host_bytes, outcome.peak_bytes or 0) * RAISE)
     if record.host_ooms <= HOST_RETRIES:
         plans = placement_plans(record, placement)
-        group = _terms(state, record, plans, record.group.least_need, raised, record.group.excluded, "more host memory")
+        group = _terms(
+            state, record, plans, record.group.least_need, raised, record.group.excluded, "more host memory"
+        )
         if state.enqueue(group):
             return Rung("more host memory", f"{said}: again, asking for {gib(raised)} of host memory", group)
         state.leave(record)
-    reason = f"{said}; {gib(raised)} of host memory are more than any host has, or it was tried {record.host_ooms} times"
+    reason = (
+        f"{said}; {gib(raised)} of host memory are more than any host has, or it was tried "
+        f"{record.host_ooms} times"
+    )
     return Rung("failure", reason, None)
 
 
 def placement_plans(record: JobRecord, placement: Placement) -> tuple[JobPlan, ...]:
-    """The plans that a retry may use: those of the group it came from, which always include the one that ran."""
+    """The plans that a retry may use.
+
+    Those of the group it came from, which always include the one that ran.
+    """
     plans = record.group.plans
     return plans if placement.plan in plans else (placement.plan, *plans)
 
@@ -120,15 +136,27 @@ def placement_plans(record: JobRecord, placement: Placement) -> tuple[JobPlan, .
 def suspect(state: State, record: JobRecord) -> Group:
     """A group of its own for a job whose worker died under it: it runs alone next time."""
     return _terms(
-        state, record, record.group.plans, record.group.least_need, record.group.least_host, record.group.excluded,
-        "its worker died under it, so it runs alone", True,
-    )  # fmt: skip
+        state,
+        record,
+        record.group.plans,
+        record.group.least_need,
+        record.group.least_host,
+        record.group.excluded,
+        "its worker died under it, so it runs alone",
+        True,
+    )
 
 
 def _terms(
-    state: State, record: JobRecord, plans: tuple[JobPlan, ...], least_need: int, least_host: int,
-    excluded: frozenset[str], rung: str, alone: bool = False,
-) -> Group:  # fmt: skip
+    state: State,
+    record: JobRecord,
+    plans: tuple[JobPlan, ...],
+    least_need: int,
+    least_host: int,
+    excluded: frozenset[str],
+    rung: str,
+    alone: bool = False,
+) -> Group:
     group = state.new_group(record.job)
     group.plans = plans
     group.alone = alone or record.strikes > 0
@@ -138,4 +166,3 @@ def _terms(
     group.rung = rung
     state.wait(record, group)
     return group
-

@@ -1,4 +1,7 @@
-"""Everything the dispatcher remembers: accounts, jobs, waiting groups; and how a group enters and leaves the queues."""
+"""Everything the dispatcher remembers.
+
+Accounts, jobs, waiting groups; and how a group enters and leaves the queues.
+"""
 
 from collections import deque
 from collections.abc import Iterable
@@ -16,7 +19,10 @@ _GroupKey = tuple[str, int, frozenset[str] | None, frozenset[str]]
 
 
 class State:
-    """The dispatcher's memory. Invariant: a group with waiting jobs is in the queues of every class it has options on."""
+    """The dispatcher's memory.
+
+    Invariant: a group with waiting jobs is in the queues of every class it has options on.
+    """
 
     def __init__(self, policy: Policy, estimates: Estimates) -> None:
         self.policy = policy
@@ -57,7 +63,12 @@ class State:
         """Open an account for a new device; every waiting group gets its options on a new class."""
         capacity = device.total_bytes - device.headroom_bytes
         cls = next(
-            (c for c in self.classes if (c.kind, c.model, c.capacity) == (device.kind, device.model, capacity)), None
+            (
+                c
+                for c in self.classes
+                if (c.kind, c.model, c.capacity) == (device.kind, device.model, capacity)
+            ),
+            None,
         )
         is_new_class = cls is None
         if cls is None:
@@ -117,7 +128,10 @@ class State:
         self.backlog += group.area
 
     def leave(self, record: JobRecord) -> None:
-        """A waiting job stops waiting (its state is set by the caller); an emptied group leaves the queues."""
+        """A waiting job stops waiting (its state is set by the caller).
+
+        An emptied group leaves the queues.
+        """
         group = record.group
         group.count -= 1
         self.queued -= 1
@@ -191,7 +205,10 @@ class State:
                 cls.fit.insert(group, option)
 
     def _pin(self, group: Group, options: dict[int, tuple[Option, ...]]) -> dict[int, tuple[Option, ...]]:
-        """Reproducible: one plan on one class of identical devices for each kind, chosen without regard to load."""
+        """Reproducible.
+
+        One plan on one class of identical devices for each kind, chosen without regard to load.
+        """
         pin = self.pinned.get(group.kind)
         if pin is None:
             if not options:
