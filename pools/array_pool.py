@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any, NoReturn
 
 from memcore.info import bytes_text
+from memcore.memory_type import GpuId
 from pools.block import Block
 from pools.budget import Budget
 from pools.errors import ForkedPoolError, PoolExhaustedError
@@ -41,8 +42,8 @@ class ArrayPool:
     virtual
         A virtual device that is charged for every buffer, before it is allocated.
     relieve
-        Called with a number of bytes, outside every lock, when the limit is reached or an allocation
-        failed: gives back idle memory of others and returns how much.
+        Called outside every lock with a number of bytes when the limit is reached, or (then with True) when
+        an allocation failed: makes others give back idle memory and returns how much they did.
 
     Notes
     -----
@@ -56,10 +57,10 @@ class ArrayPool:
         *,
         idle_limit: int | str | None = None,
         memory_type: str = "numpy",
-        device: int | str = "cpu",
+        device: GpuId = "cpu",
         store: Store | None = None,
         virtual: VirtualDeviceMemory | None = None,
-        relieve: Callable[[int], int] | None = None,
+        relieve: Callable[[int, bool], int] | None = None,
     ) -> None:
         self.memory_type = memory_type
         self.device = device
@@ -139,6 +140,17 @@ class ArrayPool:
             self._drain()
             return self._free_oldest(self._idle.nbytes if nbytes is None else nbytes)
 
+    def idle_since(self) -> float | None:
+        """When the oldest idle buffer was given back, in seconds of `time.monotonic`; None without any."""
+        with self._lock:
+            self._drain()
+            oldest = self._idle.oldest()
+            return None if oldest is None else oldest.since
+
+    def cached(self) -> bool:
+        """Whether what the pool frees goes to a cache of its framework first."""
+        return self._store.cached()
+
     def close(self) -> None:
         """Free what is idle and refuse new leases. Arrays still seen stay valid until they die."""
         with self._lock:
@@ -180,7 +192,7 @@ class ArrayPool:
             if granted:
                 return granted
             short = least - self.budget.free
-            if self.trim(short) == 0 and (self._relieve is None or self._relieve(short) == 0):
+            if self.trim(short) == 0 and (self._relieve is None or self._relieve(short, False) == 0):
                 # another thread may have given back between the first try and now
                 return self.budget.take(size, least)
 
@@ -192,7 +204,7 @@ class ArrayPool:
             if self._relieve is None or not self._store.is_oom(error):
                 raise
         # outside the except block: the error's traceback would pin arrays that are to be given back
-        self._relieve(nbytes)
+        self._relieve(nbytes, True)
         return self._allocate_once(nbytes, shape, dtype, holder)
 
     def _allocate_once(self, nbytes: int, shape: tuple[int, ...], dtype: Any, holder: Holder) -> Block:

@@ -63,6 +63,9 @@ class DeviceStore(Store):
                 self._backend.wait_for_stream(stream, self._gpu_id)
         block.streams = [] if current is None else [current]
 
+    def cached(self) -> bool:
+        return self._backend.memory_held(self._gpu_id).held > 0
+
     def is_oom(self, error: Exception) -> bool:
         return self._backend.is_oom(error) or super().is_oom(error)
 

@@ -90,7 +90,7 @@ class DeviceOwner:
 class LentMemory:
     """A producer of DLPack capsules over a block, for one framework to import; C-contiguous.
 
-    Order of work is the lender's business: the memory is ready for the consumer's stream when it is handed out.
+    Order of work is the lender's business: the memory is ready for the consumer's stream already.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """The idle buffers of a pool, by size and by when they were last used."""
 
 from collections import OrderedDict
+from time import monotonic
 
 from pools.block import Block
 
@@ -25,6 +26,7 @@ class IdleBlocks:
 
     def add(self, block: Block) -> None:
         """Keep a block that nothing sees any more."""
+        block.since = monotonic()
         self._by_age[block] = None
         self._by_size.setdefault(block.nbytes, []).append(block)
         self.nbytes += block.nbytes

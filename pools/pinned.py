@@ -16,11 +16,11 @@ PAGE: Final = 4096
 class PinnedStore(HostStore):
     """NumPy arrays in pinned memory, of whole pages and no more.
 
-    CuPy's and torch's own pinned allocators round up to powers of two (cupy#7742, torch#95823); here the pages
+    CuPy's and torch's own pinned allocators round up to powers of two (cupy#7742, torch#95823); here pages
     are mapped and then locked. Locking is slow, so that pooling matters most.
 
-    A copy to the device goes on after the call that started it, and keeps no reference to its source: a buffer
-    is lent again only when the work is done that its streams had when the last alias died.
+    A copy to the device goes on after the call that started it, and keeps no reference to its source: a
+    buffer is lent again only when the work is done that its streams had when the last alias died.
     """
 
     def __init__(self, backend: Backend, gpu_id: int) -> None:

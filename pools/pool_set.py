@@ -1,16 +1,32 @@
 """All pools of a process: one for each memory type and device, each device under its limit."""
 
+import gc
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import NoReturn
+from typing import Final, NoReturn, TypeVar
 
+from memcore.backend import Backend
+from memcore.errors import BackendUnavailableError, DeviceError
+from memcore.memory_type import GpuId
+from memcore.registry import backend_of
+from pools import coordinator
+from pools.account import AccountStore
 from pools.array_pool import ArrayPool
 from pools.budget import Budget
+from pools.coordinator import DeviceMemory
+from pools.device_store import DeviceStore
+from pools.errors import ForkedPoolError
+from pools.host_store import HostStore, HostTensorStore
+from pools.oom import is_oom, loaded_backends
+from pools.pinned import PinnedStore
 from pools.stats import LeaseInfo, PoolStats
+from pools.store import Store
+from pools.virtual import VirtualDeviceMemory
 
-HOST = "cpu"
+HOST: Final = "cpu"
+Result = TypeVar("Result")
 
 
 class PoolSet:
@@ -23,6 +39,14 @@ class PoolSet:
         available now.
     device_limits
         The same for each device, by its `gpu_id`.
+    virtual_devices
+        Devices that aren't there, by the `gpu_id` that stands for them. Their arrays live in host memory, or
+        on the framework's own logical device of that number, and are charged to the virtual device, whose
+        capacity is the default for `device_limits`.
+    idle_limit
+        Bytes that each pool keeps for reuse at most; by default its device's whole limit.
+    huge_pages
+        Whether large host buffers ask for huge pages.
 
     Notes
     -----
@@ -33,61 +57,181 @@ class PoolSet:
         self,
         host_limit: int | str | None = None,
         device_limits: Mapping[int, int | str] | None = None,
+        *,
+        virtual_devices: Mapping[int, VirtualDeviceMemory] | None = None,
+        idle_limit: int | str | None = None,
+        huge_pages: bool = True,
     ) -> None:
-        self._budgets: dict[int | str, Budget] = {}
-        self._budgets[HOST] = Budget(_host_default() if host_limit is None else host_limit)
-        for gpu_id, limit in (device_limits or {}).items():
-            self._budgets[gpu_id] = Budget(limit)
-        self._pools: dict[tuple[str, int | str], ArrayPool] = {}
+        self._virtual = dict(virtual_devices or {})
+        self._budgets: dict[GpuId, Budget] = {
+            HOST: Budget(_half_of_host() if host_limit is None else host_limit),
+            **{gpu_id: Budget(memory.capacity) for gpu_id, memory in self._virtual.items()},
+            **{gpu_id: Budget(limit) for gpu_id, limit in (device_limits or {}).items()},
+        }
+        self._idle_limit = idle_limit
+        self._huge_pages = huge_pages
+        self._pools: dict[tuple[str, GpuId], ArrayPool] = {}
         self._lock = threading.Lock()
         self._pid = os.getpid()
+        self._closed = False
 
-    def pool(self, memory_type: str, gpu_id: int | str) -> ArrayPool:
-        """The pool of this memory type on this device, made at its first use; NumPy ignores the device."""
-        device = HOST if memory_type == "numpy" else gpu_id
-        with self._lock:
-            key = (str(memory_type), device)
-            if key not in self._pools:
-                self._pools[key] = self._make(*key)
-            return self._pools[key]
+    def pool(self, memory_type: str, gpu_id: GpuId) -> ArrayPool:
+        """The pool of this memory type on this device, made at its first use; NumPy ignores the device.
 
-    def _make(self, memory_type: str, device: int | str) -> ArrayPool:
-        if memory_type != "numpy":
-            raise NotImplementedError(f"no pool for {memory_type} on {device} yet")
-        return ArrayPool(self._budgets[device], relieve=lambda nbytes: self.reclaim(device, nbytes))
+        Raises
+        ------
+        DeviceError
+            The memory type has no such device.
+        BackendUnavailableError
+            The library can't be used here.
+        ValueError
+            The device has no limit.
+        """
+        device: GpuId = HOST if memory_type == "numpy" else gpu_id
+        return self._get(str(memory_type), device, lambda: self._store(str(memory_type), device))
+
+    def pinned(self, memory_type: str, gpu_id: int) -> ArrayPool:
+        """The pool of pinned host memory for transfers by CuPy or torch to this device, as NumPy arrays.
+
+        Raises
+        ------
+        DeviceError
+            The memory type has no such device, or no pinned memory.
+        """
+        name = f"pinned for {memory_type} {gpu_id}"
+        return self._get(name, HOST, lambda: PinnedStore(backend_of(memory_type), gpu_id))
 
     def stats(self) -> PoolStats:
         """The figures of all pools added up."""
         return sum(self.stats_by_pool().values(), PoolStats())
 
-    def stats_by_pool(self) -> dict[tuple[str, int | str], PoolStats]:
+    def stats_by_pool(self) -> dict[tuple[str, GpuId], PoolStats]:
         """The figures of each pool, by (memory type, device)."""
-        with self._lock:
-            pools = dict(self._pools)
-        return {key: pool.stats() for key, pool in pools.items()}
+        return {(pool.memory_type, pool.device): pool.stats() for pool in self._made()}
 
     def leases(self) -> list[LeaseInfo]:
         """Every buffer that somebody holds, in every pool, the longest held first."""
-        with self._lock:
-            pools = list(self._pools.values())
-        return sorted((lease for pool in pools for lease in pool.leases()), key=lambda lease: -lease.age_s)
+        return sorted(
+            (lease for pool in self._made() for lease in pool.leases()), key=lambda lease: -lease.age_s
+        )
 
-    def reclaim(self, device: int | str, nbytes: int) -> int:
-        """Give back idle memory on a device until `nbytes` came back; returns the bytes that did."""
-        with self._lock:
-            pools = [pool for (_, where), pool in self._pools.items() if where == device]
-        freed = 0
-        for pool in pools:
-            if freed < nbytes:
-                freed += pool.trim(nbytes - freed)
-        return freed
+    def end_job(self, job: str) -> list[LeaseInfo]:
+        """What a job that has ended still holds: leases it never released, and arrays still referenced.
+
+        Empty for a job that leaks nothing. Collects garbage first, so that cycles are no leaks.
+        """
+        if not any(lease.job == job for lease in self.leases()):
+            return []
+        gc.collect()
+        return [lease for lease in self.leases() if lease.job == job]
+
+    def memory(self, device: GpuId) -> DeviceMemory:
+        """What this process holds on the device: in its pools, and in each framework that it has loaded."""
+        return coordinator.memory_on(self._on(device), self._frameworks(device))
+
+    def effective_free(self, device: GpuId, free: int) -> int:
+        """The bytes free on the device, as a probe sees them, and those that `reclaim` could add."""
+        return free + self.memory(device).reclaimable
+
+    def reclaim(self, device: GpuId, nbytes: int) -> int:
+        """Give back `nbytes` of a device, or what there is, from idle buffers and every framework's cache.
+
+        Returns the bytes that others can have now. Leave the `except` block of an error before calling it.
+        """
+        return coordinator.reclaim(self._on(device), self._frameworks(device), nbytes)
+
+    def retry(self, device: GpuId, nbytes: int, call: Callable[[], Result]) -> Result:
+        """Call; if it runs out of memory, reclaim `nbytes` of the device and call once more."""
+        try:
+            return call()
+        except Exception as error:
+            if not is_oom(error):
+                raise
+        # outside the except block: the error's traceback would pin arrays that are to be given back
+        self.reclaim(device, nbytes)
+        return call()
 
     def close(self) -> None:
         """Free what is idle and refuse new leases; arrays still seen stay valid until they die."""
         with self._lock:
-            pools = list(self._pools.values())
-        for pool in pools:
+            self._closed = True
+        for pool in self._made():
             pool.close()
+
+    def _get(self, memory_type: str, device: GpuId, store: Callable[[], Store]) -> ArrayPool:
+        with self._lock:
+            if os.getpid() != self._pid:
+                raise ForkedPoolError(
+                    f"these pools belong to process {self._pid}; make new ones in {os.getpid()}"
+                )
+            if self._closed:
+                raise RuntimeError("these pools are closed")
+            key = memory_type, device
+            if key not in self._pools:
+                self._pools[key] = ArrayPool(
+                    self._budget(memory_type, device),
+                    idle_limit=self._idle_limit,
+                    memory_type=memory_type,
+                    device=device,
+                    store=store(),
+                    virtual=self._virtual.get(device) if isinstance(device, int) else None,
+                    relieve=lambda nbytes, failed: self._relieve(device, nbytes, failed),
+                )
+            return self._pools[key]
+
+    def _store(self, memory_type: str, device: GpuId) -> Store:
+        if memory_type == "numpy":
+            return HostStore(huge_pages=self._huge_pages)
+        backend = backend_of(memory_type)
+        place = self._place(backend, device)
+        if backend.immutable:
+            return AccountStore(backend, place)
+        if backend.in_host_memory(place):
+            return HostTensorStore(backend, huge_pages=self._huge_pages)
+        return DeviceStore(backend, place)
+
+    def _place(self, backend: Backend, device: GpuId) -> GpuId:
+        """The framework's own name for a device; raises DeviceError if it has no such place."""
+        if device in self._virtual and device not in {info.gpu_id for info in backend.devices()}:
+            return backend.validate_gpu_id(HOST)
+        return backend.validate_gpu_id(device)
+
+    def _budget(self, memory_type: str, device: GpuId) -> Budget:
+        if device in self._budgets:
+            return self._budgets[device]
+        backend = backend_of(memory_type)
+        if backend.in_host_memory(backend.validate_gpu_id(device)):
+            return self._budgets[HOST]
+        raise ValueError(
+            f"device {device} has no limit: give it one in device_limits, such as {{{device}: '8GiB'}}"
+        )
+
+    def _made(self) -> list[ArrayPool]:
+        with self._lock:
+            return list(self._pools.values())
+
+    def _on(self, device: GpuId) -> list[ArrayPool]:
+        """The pools that take their bytes from the device."""
+        budget = self._budgets.get(device, self._budgets[HOST])
+        return [pool for pool in self._made() if pool.budget is budget]
+
+    def _frameworks(self, device: GpuId) -> list[tuple[Backend, GpuId]]:
+        found = []
+        for backend in loaded_backends():
+            try:
+                found.append((backend, self._place(backend, device)))
+            except (DeviceError, BackendUnavailableError):
+                continue  # it has no memory there
+        return found
+
+    def _relieve(self, device: GpuId, nbytes: int, failed: bool) -> int:
+        """Make room for one pool: under its limit by trimming the others, after a failure by all means."""
+        if failed:
+            return self.reclaim(device, nbytes)
+        freed = coordinator.trim(self._on(device), nbytes)
+        if freed < nbytes and gc.collect():
+            freed += coordinator.trim(self._on(device), nbytes - freed)
+        return freed
 
     def __enter__(self) -> "PoolSet":
         return self
@@ -101,7 +245,7 @@ class PoolSet:
         raise TypeError("a PoolSet can't be pickled: its buffers belong to this process; make one in each")
 
 
-def _host_default() -> int:
+def _half_of_host() -> int:
     import psutil
 
     return int(psutil.virtual_memory().available // 2)

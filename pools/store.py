@@ -60,6 +60,10 @@ class Store(ABC):
     def returned(self, block: Block) -> None:  # noqa: B027  host memory has no work under way
         """Note that nothing sees the block any more, though work on the device may still use it."""
 
+    def cached(self) -> bool:
+        """Whether freed memory goes to a cache of the framework first, which must be drained for others."""
+        return False
+
     def is_oom(self, error: Exception) -> bool:
         """Whether an allocation failed for want of memory."""
         return isinstance(error, MemoryError)
