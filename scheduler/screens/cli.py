@@ -21,7 +21,14 @@ def main() -> None:
     """Entry point of the `stackyard` command."""
     if sys.platform == "win32":
         sys.exit("stackyard needs Linux or macOS; on Windows, run it in WSL2")
-    app()
+    from scheduler.screens.exits import errors_as_messages
+
+    try:
+        # What a command doesn't answer for itself, such as an import that fails.
+        with errors_as_messages(debug="--debug" in sys.argv, unusable=()):
+            app()
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
 
 
 def _version(wanted: bool) -> None:
@@ -60,6 +67,17 @@ def run(
     from scheduler.screens.run_command import run_command
 
     raise typer.Exit(run_command(config, overwrite=overwrite, as_json=as_json, quiet=quiet, debug=debug))
+
+
+@app.command()
+def devices(as_json: Json = False, debug: Debug = False) -> None:
+    """Show devices with their memory, the array libraries, and why one can't be used.
+
+    Example: stackyard devices
+    """
+    from scheduler.screens.devices_command import devices_command
+
+    devices_command(as_json=as_json, debug=debug)
 
 
 @app.command()
@@ -108,3 +126,20 @@ def sample(
         as_json=as_json,
         debug=debug,
     )
+
+
+@app.command()
+def status(
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder, or an output folder for its newest run.")
+    ],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show how a run stands, while it runs or afterwards.
+
+    Example: stackyard status out/quickstart
+    """
+    from scheduler.screens.status_command import status_command
+
+    status_command(run_folder, as_json=as_json, debug=debug)

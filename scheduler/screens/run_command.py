@@ -6,6 +6,7 @@ from rich.console import Console
 
 from scheduler.config import ConfigError, load_config
 from scheduler.images.errors import InputError, OutputError
+from scheduler.screens.consoles import output_console
 from scheduler.screens.exits import errors_as_messages, print_json, stop_on_signals
 from scheduler.screens.progress import progress_on
 from scheduler.screens.summary import print_summary
@@ -31,5 +32,5 @@ def run_command(path: Path, *, overwrite: bool, as_json: bool, quiet: bool, debu
     if summary.failures and (quiet or as_json):
         print_summary(errors, summary, config.output.path)
     elif not quiet and not as_json:
-        print_summary(Console(), summary, config.output.path)
+        print_summary(output_console(), summary, config.output.path)
     return summary.exit_status

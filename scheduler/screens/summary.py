@@ -1,13 +1,14 @@
 """How a run ended: what ran where, what failed and why, and where the results are."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from scheduler.execution.status import RunSummary
+from scheduler.execution.status import JobFailure, RunSummary
 from scheduler.screens.words import count_text, duration_text, printable, rate_text
 
 
@@ -22,7 +23,7 @@ def draw_summary(summary: RunSummary, results: Path) -> RenderableType:
         what = f"{', '.join(virtual)} {are}: an account of bytes, no hardware. The CPU did the work."
         parts.append(Text(printable(what), style="yellow"))
     if summary.failures:
-        parts.append(_failures(summary))
+        parts.append(draw_failures(summary.failures))
     parts.append(Text.assemble(("Results  ", "bold"), printable(str(results))))
     if summary.run_dir:
         parts.append(Text.assemble(("Run      ", "bold"), printable(str(summary.run_dir))))
@@ -61,9 +62,10 @@ def _devices(summary: RunSummary) -> Table:
     return table
 
 
-def _failures(summary: RunSummary) -> RenderableType:
+def draw_failures(failures: Iterable[JobFailure]) -> RenderableType:
+    """Each reason once, with the jobs that failed for it."""
     by_reason: dict[str, list[str]] = defaultdict(list)
-    for failure in summary.failures:
+    for failure in failures:
         by_reason[failure.reason].append(failure.job)
     parts = []
     for reason, jobs in by_reason.items():

@@ -2,15 +2,19 @@
 
 import io
 import json
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from memcore import BackendStatus, DeviceInfo
-from scheduler.execution.status import DeviceStatus
+from pools.process import ProcessId
+from scheduler.core.model import Device, DeviceKind, DeviceSnapshot, ProcessMemory
+from scheduler.host.reading import Reading
+from scheduler.host.reservations import Grant, ReservationRow, Reservations
+from scheduler.screens import cli
 from scheduler.screens.backend_probe import probe_backends
-from scheduler.screens.devices import devices_json, draw_devices
+from scheduler.screens.devices import HostView, draw_host, host_json
 
 BACKENDS = {
     "numpy": BackendStatus("numpy", True, "2.4.6", (DeviceInfo("cpu", "cpu", "host memory"),), None),
@@ -18,54 +22,106 @@ BACKENDS = {
 }
 
 
-def lines_of(devices: list[DeviceStatus], notes: list[str] | None = None) -> list[str]:
-    console = Console(file=io.StringIO(), width=140)
-    console.print(draw_devices(devices, BACKENDS, notes or []))
+GPU = Device("GPU-1", "gpu0", DeviceKind.CUDA, 24 << 30, model="NVIDIA H200")
+ROW = ReservationRow("GPU-1", ProcessId(4711, 1, 1), 8 << 30, "A01_s1", "out/.stackyard/1")
+
+
+def snapshot_of(used_gib: int | None, problem: str = "") -> DeviceSnapshot:
+    ours = ProcessMemory(4711, held_bytes=10 << 30, reclaimable_bytes=2 << 30, reserved_bytes=8 << 30)
+    used = None if used_gib is None else used_gib << 30
+    return DeviceSnapshot("GPU-1", 24 << 30, used, (ours,), problem)
+
+
+def lines_of(view: HostView, width: int = 100) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(draw_host(view))
     return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
 
 
-def test_memory_of_each_device(gpu):
-    assert lines_of([gpu])[:2] == [
-        "device kind total free ours reserved ours idle external",
-        "gpu0 cuda 24 GiB 10 GiB 8 GiB 2 GiB 4 GiB GPU-1",
+@pytest.mark.parametrize("width", [80, 100])
+def test_memory_of_each_device(width):
+    assert lines_of(HostView([(GPU, snapshot_of(14))], {}), width)[:3] == [
+        "device kind total free ours idle ours reserved external",
+        "gpu0 cuda 24 GiB 10 GiB 2 GiB 8 GiB 4 GiB",
+        "gpu0: NVIDIA H200, GPU-1",
     ]
 
 
-def test_a_device_without_an_answer_says_unknown_and_why(gpu):
-    lost = replace(gpu, free_bytes=None, external_bytes=24 << 30, problem="NVML: GPU is lost")
-    assert lines_of([lost])[1] == "gpu0 cuda 24 GiB unknown 8 GiB 2 GiB unknown NVML: GPU is lost"
+def test_a_device_without_an_answer_says_unknown_and_why():
+    assert lines_of(HostView([(GPU, snapshot_of(None, "NVML: GPU is lost"))], {}))[1:3] == [
+        "gpu0 cuda 24 GiB unknown 2 GiB 8 GiB unknown",
+        "gpu0: NVML: GPU is lost",
+    ]
 
 
-def test_notes_and_backends_with_the_way_to_install_one():
-    lines = lines_of([], ["no NVIDIA driver"])
-    assert lines[1:] == [
+def test_notes_backends_with_the_way_to_install_one_and_reservations():
+    assert lines_of(HostView([], BACKENDS, [ROW], ["no NVIDIA driver"]))[1:] == [
         "no NVIDIA driver",
         "",
         "memory type version",
         "numpy 2.4.6 host memory",
         "cupy – cupy isn't installed; install it with: pip install [x]",
+        "",
+        "reserved on job bytes process run",
+        "GPU-1 A01_s1 8 GiB 4711 out/.stackyard/1",
     ]
 
 
-def test_json_is_bytes_and_nulls(gpu):
-    record = json.loads(json.dumps(devices_json([replace(gpu, free_bytes=None)], BACKENDS, ["note"])))
+def test_json_is_bytes_and_nulls():
+    view = HostView([(GPU, snapshot_of(None, "lost")), (GPU, snapshot_of(14))], BACKENDS, [ROW], ["note"])
+    record = json.loads(json.dumps(host_json(view)))
+    known = {
+        "name": "gpu0",
+        "uuid": "GPU-1",
+        "kind": "cuda",
+        "model": "NVIDIA H200",
+        "virtual": False,
+        "total_bytes": 24 << 30,
+        "free_bytes": 10 << 30,
+        "idle_bytes": 2 << 30,
+        "reserved_bytes": 8 << 30,
+        "external_bytes": 4 << 30,
+        "problem": "",
+    }
     assert record["devices"] == [
-        {
-            "name": "gpu0",
-            "uuid": "GPU-1",
-            "kind": "cuda",
-            "virtual": False,
-            "total_bytes": 24 << 30,
-            "free_bytes": None,
-            "reserved_bytes": 8 << 30,
-            "idle_bytes": 2 << 30,
-            "external_bytes": 4 << 30,
-            "problem": "",
-        }
+        known | {"free_bytes": None, "external_bytes": None, "problem": "lost"},
+        known,
     ]
     assert record["backends"]["cupy"]["reason"] == BACKENDS["cupy"].reason
     assert record["backends"]["numpy"]["devices"][0]["name"] == "host memory"
+    assert record["reservations"] == [
+        {"device": "GPU-1", "bytes": 8 << 30, "job": "A01_s1", "run": "out/.stackyard/1", "pid": 4711}
+    ]
     assert record["notes"] == ["note"]
+
+
+def test_this_host(monkeypatch):
+    """For real, but for the slow libraries: the host's memory is there whatever GPUs there are."""
+    from scheduler.screens import devices_command
+
+    monkeypatch.setattr(devices_command, "probe_backends", lambda: BACKENDS)
+    result = CliRunner().invoke(cli.app, ["devices", "--json"])
+    assert result.exit_code == 0, result.output
+    (cpu,) = (device for device in json.loads(result.stdout)["devices"] if device["kind"] == "cpu")
+    assert 0 < cpu["free_bytes"] <= cpu["total_bytes"]
+    assert "memory type" in CliRunner().invoke(cli.app, ["devices"]).stdout
+
+
+def test_reservations_of_runs_are_shown(monkeypatch):
+    from scheduler.screens import devices_command
+
+    monkeypatch.setattr(devices_command, "probe_backends", lambda: BACKENDS)
+    with Reservations(run="a run") as table:
+        grant = table.reserve(
+            "a job of the tests",
+            {"VIRTUAL-of-the-tests": 5 << 20},
+            read=lambda uuid: Reading(uuid, 1 << 30, 0),
+        )
+        assert isinstance(grant, Grant)
+        try:
+            assert "a job of the tests" in CliRunner().invoke(cli.app, ["devices"]).stdout
+        finally:
+            table.release(grant)
 
 
 def test_numpy_is_found_by_a_process_of_its_own():

@@ -1,0 +1,82 @@
+"""A run's folder, read by whoever wants to know how it stands: while it runs, or after it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from scheduler.execution.status import DeviceStatus, JobFailure, RunStatus, WaitingJob
+
+
+class RunFolderError(ValueError):
+    """There is no run in a folder, or what is there can't be read."""
+
+
+def find_run(path: Path) -> Path:
+    """The run folder that `path` is, or the newest run under it where it is an output folder.
+
+    Raises
+    ------
+    RunFolderError
+        Neither; it names where a run was looked for.
+    """
+    if _is_run(path):
+        return path
+    for folder in (path / ".stackyard", path):
+        runs = sorted((run for run in folder.glob("*") if _is_run(run)), key=lambda run: run.name)
+        if runs:
+            return runs[-1]
+    raise RunFolderError(
+        f"no run in {path}: neither a run's folder, nor an output folder with .stackyard in it"
+    )
+
+
+def read_status(run_dir: Path) -> RunStatus:
+    """The last state that the run's driver wrote; it is renamed into place, so it is always whole.
+
+    Raises
+    ------
+    RunFolderError
+        The run hasn't written a state yet, or another version has written one that this can't read.
+    """
+    path = run_dir / "status.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return RunStatus(
+            **{
+                **record,
+                "devices": tuple(DeviceStatus(**_tuples(device)) for device in record["devices"]),
+                "waiting": tuple(WaitingJob(**job) for job in record["waiting"]),
+            }
+        )
+    except FileNotFoundError:
+        raise RunFolderError(f"the run in {run_dir} has no status yet") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunFolderError(f"{path} can't be read: {error}") from error
+
+
+def read_failures(run_dir: Path) -> tuple[JobFailure, ...]:
+    """The jobs that have failed so far, in the order in which they were added."""
+    import sqlite3
+
+    from scheduler.execution.journal import Journal
+
+    try:
+        journal = Journal.open_readonly(run_dir / "journal.sqlite")
+        try:
+            return tuple(
+                JobFailure(job.job_id, job.reason)
+                for job in journal.jobs()
+                if job.state not in ("waiting", "running", "done")
+            )
+        finally:
+            journal.close()
+    except sqlite3.Error as error:
+        raise RunFolderError(f"the journal in {run_dir} can't be read: {error}") from error
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "journal.sqlite").is_file()
+
+
+def _tuples(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
