@@ -72,13 +72,13 @@ class Contract:
         halo = _call(self.halo, (), keywords) if callable(self.halo) else self.halo
         return _checked_halo(halo)
 
-    def workspace_for(self, shape: tuple[int, ...], dtype: str, **keywords: object) -> int | None:
+    def workspace_for(self, shape: tuple[int, ...], dtype: str, /, **keywords: object) -> int | None:
         """Bytes beside input and result, or None if the step doesn't say."""
         if callable(self.workspace):
             return int(_call(self.workspace, (shape, dtype), keywords))
         return self.workspace
 
-    def output_for(self, shape: tuple[int, ...], dtype: str, **keywords: object) -> Form:
+    def output_for(self, shape: tuple[int, ...], dtype: str, /, **keywords: object) -> Form:
         """Shape and dtype of the result."""
         if self.output_like is None:
             return shape, dtype
