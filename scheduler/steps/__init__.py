@@ -1,1 +1,13 @@
-"""The built-in steps, one file each."""
+"""The built-in steps, one file each, and how a step's name becomes something that runs.
+
+Two rules hold for every built-in step, on every framework.
+
+*Dtypes.* A step that only picks or subtracts values that are there (`max_projection`, `subtract_background`)
+keeps the stack's dtype. A step that averages or scales (`gaussian`, `richardson_lucy`, `rescale_intensity`)
+computes in floating point and gives it: float32 for integers of up to 16 bits and for float32, float64 for
+32-bit integers and for float64. Only the step `convert_dtype` makes integers of them again, by a rule that
+has to be named.
+
+*Borders.* Beyond its edge a stack continues with its outermost voxel (SciPy's mode "nearest"), on all three
+axes.
+"""

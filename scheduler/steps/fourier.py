@@ -1,0 +1,82 @@
+"""Blurring with any point spread function through the FFT, by the array API of NumPy, CuPy, torch and JAX."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.fft import next_fast_len
+
+
+def normalized_psf(psf: ArrayLike) -> NDArray[np.float64]:
+    """The PSF as [Z, Y, X] with odd sides and sum 1; its centre is the voxel at shape // 2.
+
+    An even side gets a plane of zeros at its end, which leaves that centre where it was.
+
+    Raises
+    ------
+    ValueError
+        Not 3-D, empty, with a negative or infinite value, or all zero.
+    """
+    values = np.asarray(psf, dtype=np.float64)
+    if values.ndim != 3 or values.size == 0:
+        raise ValueError(f"psf is a [Z, Y, X] array; got shape {values.shape}")
+    total = values.sum()
+    if not np.isfinite(total) or values.min() < 0 or total <= 0:
+        raise ValueError("psf holds intensities: zero or more, finite, and not all zero")
+    return np.pad(values / total, [(0, 1 - side % 2) for side in values.shape])
+
+
+@dataclass(frozen=True, slots=True)
+class FourierBlur:
+    """Convolution and correlation of [Z, Y, X] stacks of one shape with one PSF, the edge voxels repeated.
+
+    `transfer` is the transform of the PSF with its first voxel at the origin: the shift to its centre is made
+    by where the result is cut out.
+    """
+
+    xp: Any
+    transfer: Any
+    shape: tuple[int, ...]
+    radius: tuple[int, ...]
+    fft_shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, xp: Any, like: Any, psf: NDArray[np.float64], dtype: str, device: Any) -> "FourierBlur":
+        """Prepare for stacks of the shape of `like`, in `dtype`, on `device` of the namespace `xp`."""
+        radius = tuple(side // 2 for side in psf.shape)
+        fft_shape = blur_fft_shape(like.shape, psf.shape)
+        small = xp.asarray(psf.astype(dtype), device=device)
+        return cls(xp, xp.fft.rfftn(small, s=fft_shape, axes=(0, 1, 2)), tuple(like.shape), radius, fft_shape)
+
+    def forward(self, stack: Any) -> Any:
+        """Convolve with the PSF: what the microscope would show of `stack`."""
+        return self._filter(stack, self.transfer, tuple(2 * reach for reach in self.radius))
+
+    def backward(self, stack: Any) -> Any:
+        """Correlate with the PSF."""
+        return self._filter(stack, self.xp.conj(self.transfer), (0, 0, 0))
+
+    def _filter(self, stack: Any, transfer: Any, first: tuple[int, ...]) -> Any:
+        axes = (0, 1, 2)
+        spectrum = self.xp.fft.rfftn(self._extended(stack), s=self.fft_shape, axes=axes)
+        spectrum = spectrum * transfer
+        blurred = self.xp.fft.irfftn(spectrum, s=self.fft_shape, axes=axes)
+        cut = tuple(slice(start, start + side) for start, side in zip(first, self.shape, strict=True))
+        return blurred[cut]
+
+    def _extended(self, stack: Any) -> Any:
+        for axis, (side, reach) in enumerate(zip(self.shape, self.radius, strict=True)):
+            if reach:
+                index = np.clip(np.arange(-reach, side + reach), 0, side - 1)
+                where = self.xp.asarray(index, device=stack.device)
+                stack = self.xp.take(stack, where, axis=axis)
+        return stack
+
+
+def blur_fft_shape(shape: tuple[int, ...], psf_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The transform's sides: the stack and the PSF's reach on both ends, rounded up to fast lengths."""
+    return tuple(
+        int(next_fast_len(side + 2 * (width // 2), real=True))
+        for side, width in zip(shape, psf_shape, strict=True)
+    )

@@ -1,0 +1,178 @@
+"""From a step's plain description to something that runs."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from memcore import ContractError, FunctionStep
+from memcore.contracts import implementations_of
+from scheduler.steps.errors import StepError as StepError
+from scheduler.steps.locate import locate
+from scheduler.steps.parameters import check_parameters, nearest
+from scheduler.steps.step_class import ClassCall
+
+BUILT_IN = {
+    "convert_dtype": "scheduler.steps.change_dtype:convert_dtype",
+    "gaussian": "scheduler.steps.gaussian:gaussian",
+    "max_projection": "scheduler.steps.max_projection:max_projection",
+    "rescale_intensity": "scheduler.steps.rescale_intensity:rescale_intensity",
+    "richardson_lucy": "scheduler.steps.richardson_lucy:richardson_lucy",
+    "subtract_background": "scheduler.steps.subtract_background:subtract_background",
+}
+
+DECLARATION = ("input", "output", "slice_by_slice", "splittable", "halo", "workspace", "output_like")
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedStep:
+    """A step that was found and may be called with `parameters`.
+
+    `step.implementation_for(memory_type)` gives the function and its contract; what a class's `setup` made is
+    kept in it until `close`.
+    """
+
+    name: str
+    use: str
+    step: FunctionStep
+    parameters: dict[str, Any]
+
+    def close(self) -> None:
+        """Call `teardown` on what `setup` was called on; a step that is a function has nothing to close."""
+        for implementation in self.step.implementations:
+            if isinstance(implementation.function, ClassCall):
+                implementation.function.close()
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpec:
+    """The plain description of a step, from which any process finds it again: picklable and hashable.
+
+    Attributes
+    ----------
+    use
+        A built-in's name, `package.module:function` or `package.module:StepClass`.
+    with_
+        The step's keywords, of plain values as in JSON.
+    memory
+        Memory types to which the step is restricted, best first.
+    declare
+        The contract of a function that nobody decorated: the keywords of `memcore.memory_types`.
+    search_path
+        Folders that go last on `sys.path`.
+    """
+
+    use: str
+    with_: Mapping[str, Any] = field(default_factory=dict)
+    memory: tuple[str, ...] | None = None
+    declare: Mapping[str, Any] | None = None
+    search_path: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        plain = [dict(self.with_), None if self.declare is None else dict(self.declare)]
+        return hash((self.use, self.memory, self.search_path, json.dumps(plain, sort_keys=True)))
+
+    def resolve(self) -> ResolvedStep:
+        """Find the step and check its keywords. Imports the step's module, and no framework by itself.
+
+        Raises
+        ------
+        StepError
+            An unknown or hidden name, a module that fails, a keyword that is unknown, missing or of the wrong
+            type, a value that the step refuses before it has seen a stack, a declaration that is missing or
+            superfluous, or a restriction to memory types that leaves nothing.
+        """
+        found = locate(_reference(self.use), self.search_path)
+        name = self.use if self.use in BUILT_IN else self.use.rpartition(":")[2]
+        called = dict(self.with_)
+        declare = self.declare
+        if isinstance(found, type):
+            declare = declare if declare is not None else getattr(found, "declare", None)
+            found, called = ClassCall.of(name, found, called)
+        if not callable(found):
+            raise StepError(f"{self.use} is a {type(found).__name__}, which can't be called")
+        step = _function_step(name, found, declare, self.memory)
+        for implementation in step.implementations:
+            check_parameters(name, implementation.function, called)
+        _check_values(name, step, called)
+        return ResolvedStep(name, self.use, step, called)
+
+
+def resolve_step(
+    use: str,
+    *,
+    with_: Mapping[str, Any] | None = None,
+    memory: Sequence[str] | None = None,
+    declare: Mapping[str, Any] | None = None,
+    search_path: Sequence[str] | None = None,
+) -> ResolvedStep:
+    """Resolve a step from its description, as in a config file; see `StepSpec`."""
+    return StepSpec(
+        use,
+        dict(with_ or {}),
+        None if memory is None else tuple(memory),
+        declare,
+        tuple(map(str, search_path or ())),
+    ).resolve()
+
+
+def _reference(use: str) -> str:
+    if ":" in use:
+        return use
+    if use in BUILT_IN:
+        return BUILT_IN[use]
+    raise StepError(
+        f"no step {use!r}{nearest(use, BUILT_IN)}. Built in are {', '.join(BUILT_IN)}; "
+        "a function of your own is written package.module:function"
+    )
+
+
+def _function_step(
+    name: str,
+    function: Callable[..., Any],
+    declare: Mapping[str, Any] | None,
+    memory: tuple[str, ...] | None,
+) -> FunctionStep:
+    try:
+        if implementations_of(function):
+            if declare is not None:
+                raise StepError(f"{name} is declared by its decorator memory_types: leave out declare")
+            return FunctionStep(function, input=memory, name=name)
+        if declare is None:
+            raise StepError(
+                f"{name} doesn't say which memory types it takes: decorate it with memcore.memory_types, "
+                "or add to the step, for example, declare: {input: numpy, output: numpy}"
+            )
+        return FunctionStep(function, name=name, **_declared(name, declare, memory))
+    except ContractError as error:
+        raise StepError(_told(name, error)) from error
+
+
+def _declared(name: str, declare: Mapping[str, Any], memory: tuple[str, ...] | None) -> dict[str, Any]:
+    for key in declare:
+        if key not in DECLARATION:
+            raise StepError(f"{name}: declare has no {key!r}{nearest(key, DECLARATION)}")
+    if "input" not in declare:
+        raise StepError(f"{name}: declare needs input, the memory types that the function takes")
+    keywords = dict(declare)
+    if memory is not None:
+        given = declare["input"]
+        declared = (given,) if isinstance(given, str) else tuple(given)
+        keywords["input"] = tuple(each for each in memory if each in declared)
+        if not keywords["input"]:
+            raise StepError(f"{name} accepts {', '.join(declared)}, none of {', '.join(memory)}")
+    return keywords
+
+
+def _check_values(name: str, step: FunctionStep, called: Mapping[str, Any]) -> None:
+    """Let the contracts look at the values: a negative sigma is found before the first image is read."""
+    for implementation in step.implementations:
+        try:
+            implementation.contract.splittable_for(**called)
+            implementation.contract.halo_for(**called)
+        except (ValueError, TypeError) as error:
+            raise StepError(_told(name, error)) from error
+
+
+def _told(name: str, error: Exception) -> str:
+    return str(error) if str(error).startswith(name) else f"{name}: {error}"

@@ -1,0 +1,191 @@
+"""Correlation with three symmetric weight vectors, along z, then y, then x, on each framework.
+
+`source` is [Z, Y, X] of any pixel dtype and is never written, unless it is `out` itself where that is
+allowed; the result is [Z, Y, X] in the float dtype asked for. Beyond an edge the outermost voxel is repeated.
+
+Each sum is formed from the outermost pair of weights inwards, one rounding for each product and each sum,
+whatever the shape of the array and the place in it. That is what makes a block with its halo equal to the
+whole, bit for bit; a library's convolution routine may choose another order for another shape.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Kernels = Sequence[NDArray[np.float64]]
+
+CPU_BLOCK_BYTES = 4 << 20
+"""What torch works on at a time in host memory: a few of these stay in the cache."""
+
+GPU_BLOCK_BYTES = 32 << 20
+"""What torch works on at a time on a GPU: enough to fill it."""
+
+LINE_BUFFER_BYTES = 1 << 20
+"""More than SciPy's buffers for lines and the weight vectors take."""
+
+
+def numpy_separable(source: NDArray[Any], kernels: Kernels, out: NDArray[Any]) -> NDArray[Any]:
+    """Fill `out` and return it; `out` may be `source`. SciPy sums each line in double precision."""
+    for axis, weights in _wide(kernels):
+        ndimage.correlate1d(source, weights, axis, output=out, mode="nearest")
+        source = out
+    if source is not out:
+        np.copyto(out, source)
+    return out
+
+
+def cupy_separable(source: Any, kernels: Kernels, out: Any, scratch: Any) -> Any:
+    """Fill `out` and return it; `source`, `out` and `scratch` are three arrays."""
+    import cupy
+    from cupyx.scipy import ndimage as cupy_ndimage
+
+    wide = _wide(kernels)
+    for done, (axis, weights) in enumerate(wide):
+        # Alternate so that the last pass ends in `out`.
+        target = out if (len(wide) - done) % 2 else scratch
+        cupy_ndimage.correlate1d(source, cupy.asarray(weights), axis, output=target, mode="nearest")
+        source = target
+    if source is not out:
+        cupy.copyto(out, source)
+    return out
+
+
+def torch_separable(source: Any, kernels: Kernels, out: Any) -> Any:
+    """Fill `out` and return it; `out` may be `source`. Works through blocks: see `torch_block_bytes`."""
+    import torch
+
+    with torch.no_grad():
+        if source is not out and kernels[0].size == 1:
+            out.copy_(source)
+        elif kernels[0].size > 1:
+            for rows in _blocks(out, axis=1):
+                block = source[:, rows].to(out.dtype)
+                out[:, rows] = _torch_pass(block, kernels[0], 0)
+        for planes in _blocks(out, axis=0):
+            block = out[planes]
+            for axis, weights in _wide(kernels):
+                if axis:
+                    block = _torch_pass(block, weights, axis)
+            out[planes] = block
+    return out
+
+
+def _torch_pass(block: Any, weights: NDArray[np.float64], axis: int) -> Any:
+    import torch
+
+    length, radius = block.shape[axis], weights.size // 2
+    edge = [-1, -1, -1]
+    edge[axis] = radius
+    padded = torch.cat(
+        (block.narrow(axis, 0, 1).expand(edge), block, block.narrow(axis, length - 1, 1).expand(edge)), axis
+    )
+    pair = torch.empty_like(block)
+    total = torch.zeros_like(block)
+    for tap in range(radius):
+        torch.add(padded.narrow(axis, tap, length), padded.narrow(axis, 2 * radius - tap, length), out=pair)
+        # Not add(alpha=...): a fused multiply-add would round vectors and their remainders differently.
+        total.add_(pair.mul_(float(weights[tap])))
+    torch.mul(block, float(weights[radius]), out=pair)
+    return total.add_(pair)
+
+
+def _blocks(array: Any, axis: int) -> list[slice]:
+    """Slices along `axis`, each of about the block size of the array's device, at least one element long."""
+    limit = CPU_BLOCK_BYTES if array.device.type == "cpu" else GPU_BLOCK_BYTES
+    length = array.shape[axis]
+    step = max(1, limit * length // max(1, array.numel() * array.element_size()))
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def torch_block_bytes(shape: tuple[int, ...], dtype: str, radius: Sequence[int]) -> int:
+    """An upper bound in bytes for what `torch_separable` holds at once beside its source and its result."""
+    itemsize = np.dtype(dtype).itemsize
+    limit = min(GPU_BLOCK_BYTES, math.prod(shape) * itemsize)
+    peaks = []
+    for blocked_axis, passed_axes in ((1, (0,)), (0, (1, 2))):
+        block = max(limit, math.prod(shape) * itemsize // shape[blocked_axis])
+        # The last block's result, this block, the pair, the sum, and the padded copy.
+        padded = max(1 + 2 * radius[axis] / shape[axis] for axis in passed_axes)
+        peaks.append(block * (4 + padded))
+    return math.ceil(max(peaks)) + LINE_BUFFER_BYTES
+
+
+def jax_separable(source: Any, kernels: Kernels, dtype: str) -> Any:
+    """Return a new array on the source's device; compiled once for each shape and radius."""
+    wide = _wide(kernels)
+    if not wide:
+        return source.astype(dtype)
+    axes = tuple(axis for axis, _ in wide)
+    return _jax_passes()(source, tuple(np.asarray(weights, dtype) for _, weights in wide), axes, dtype)
+
+
+@functools.cache
+def _jax_passes() -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    def passes(source: Any, kernels: Any, axes: tuple[int, ...], dtype: str) -> Any:
+        stack = source.astype(dtype)
+        for axis, weights in zip(axes, kernels, strict=True):
+            radius = weights.shape[0] // 2
+            widths = [(0, 0)] * 3
+            widths[axis] = (radius, radius)
+            padded = jnp.pad(stack, widths, mode="edge")
+            stack = _sum_of_pairs(padded, weights, axis, stack.shape[axis])
+        return stack
+
+    return jax.jit(passes, static_argnums=(2, 3))
+
+
+def tensorflow_separable(source: Any, kernels: Kernels, dtype: str) -> Any:
+    """Return a new tensor on the source's device."""
+    import tensorflow as tf
+
+    with tf.device(source.device):
+        stack = tf.cast(source, dtype)
+        for axis, weights in _wide(kernels):
+            length, radius = stack.shape[axis], weights.size // 2
+            first, last = _along(stack, axis, 0, 1), _along(stack, axis, length - 1, 1)
+            padded = tf.concat([first] * radius + [stack] + [last] * radius, axis)
+            stack = _sum_of_pairs(padded, tf.constant(weights, dtype), axis, length)
+        return stack
+
+
+def _sum_of_pairs(padded: Any, weights: Any, axis: int, length: int) -> Any:
+    radius = weights.shape[0] // 2
+    total = None
+    for tap in range(radius):
+        pair = _along(padded, axis, tap, length) + _along(padded, axis, 2 * radius - tap, length)
+        total = pair * weights[tap] if total is None else total + pair * weights[tap]
+    return total + _along(padded, axis, radius, length) * weights[radius]
+
+
+def _along(array: Any, axis: int, start: int, length: int) -> Any:
+    return array[(slice(None),) * axis + (slice(start, start + length),)]
+
+
+def pyclesperanto_separable(source: Any, kernels: Kernels, out: Any, scratch: Any) -> Any:
+    """Fill `out` and return it; `source`, `out` and `scratch` are three float32 arrays on one device."""
+    import pyclesperanto as cle
+
+    wide = _wide(kernels)
+    for done, (axis, weights) in enumerate(wide):
+        shape = [1, 1, 1]
+        shape[axis] = weights.size
+        kernel = cle.push(weights.astype(np.float32).reshape(shape), device=source.device)
+        target = out if (len(wide) - done) % 2 else scratch
+        cle.convolve(source, kernel, target)
+        source = target
+    if source is not out:
+        cle.copy(source, out)
+    return out
+
+
+def _wide(kernels: Kernels) -> list[tuple[int, NDArray[np.float64]]]:
+    """The axes with more than one weight, and the weights; a single weight is 1."""
+    return [(axis, weights) for axis, weights in enumerate(kernels) if weights.size > 1]
