@@ -1,6 +1,6 @@
 """From a YAML file to a `RunConfig`, or to one report of everything that is wrong with it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -52,6 +52,15 @@ def load_config(path: Path | str) -> RunConfig:
     if problems:
         raise ConfigError(*problems)
     return config
+
+
+def config_error(config: RunConfig, problems: Mapping[tuple[str | int, ...], str]) -> ConfigError:
+    """What was found wrong with a config after it was loaded, by path in it, as `load_config` puts it."""
+    named = {path: f"{_written(path)}: {what}" for path, what in problems.items()}
+    if config.config_file is None:
+        return ConfigError(*(ConfigProblem("config", 0, 0, what) for what in named.values()))
+    document = Document(config.config_file)
+    return ConfigError(*(document.problem(what, path) for path, what in named.items()))
 
 
 def _problem(document: Document, detail: ErrorDetails) -> ConfigProblem:

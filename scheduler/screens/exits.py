@@ -38,7 +38,8 @@ def errors_as_messages(*, debug: bool, unusable: tuple[type[Exception], ...]) ->
             traceback.print_exception(error, file=sys.stderr)
         elif not expected:
             said += "\n(the same with --debug says where)"
-        print(f"stackyard: {printable(said)}", file=sys.stderr)
+        gap = "\n" if "\n" in said else " "
+        print(f"stackyard:{gap}{printable(said)}", file=sys.stderr)
         raise typer.Exit(UNUSABLE if expected else SOME_JOBS_FAILED) from error
 
 

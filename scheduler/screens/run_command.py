@@ -6,10 +6,12 @@ from rich.console import Console
 
 from scheduler.config import ConfigError, load_config
 from scheduler.images.errors import InputError, OutputError
+from scheduler.screens.check import check_steps
 from scheduler.screens.consoles import output_console
 from scheduler.screens.exits import errors_as_messages, print_json, stop_on_signals
 from scheduler.screens.progress import progress_on
 from scheduler.screens.summary import print_summary
+from scheduler.steps.errors import StepError
 
 
 def run_command(path: Path, *, overwrite: bool, as_json: bool, quiet: bool, debug: bool) -> int:
@@ -17,9 +19,9 @@ def run_command(path: Path, *, overwrite: bool, as_json: bool, quiet: bool, debu
     errors = Console(stderr=True)
     with errors_as_messages(debug=debug, unusable=(ConfigError,)):
         config = load_config(path)
-    # Dask takes a second to import: a config that can't be read is refused before that.
+        check_steps(config)
+    # Dask takes a second to import: a config that can't be used is refused before that.
     from scheduler.execution.run import run
-    from scheduler.steps.resolve import StepError
 
     with (
         errors_as_messages(debug=debug, unusable=(InputError, OutputError, StepError)),

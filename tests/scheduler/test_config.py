@@ -229,12 +229,12 @@ config_file: x
         (
             'name: "{well}"',
             'name: "{z}"',
-            "3:27: output.name: there is no field 'z' among well, channel, time, sample, image",
+            "3:27: output.name: there is no field 'z' among well, ",
         ),
         (
             'tif"}',
-            'tif", select: {site: 1}}',
-            "1:55: input.select: there is no field 'site' among well, z, channel",
+            'tif", select: {lens: 1}}',
+            "1:55: input.select: there is no field 'lens' among well, z",
         ),
         (
             "{well}_z{z}",

@@ -36,7 +36,7 @@ def test_what_cannot_be_used_ends_with_2_and_one_message(capsys, error, said):
 def test_a_fault_of_ours_ends_with_1_and_says_how_to_see_more(capsys):
     assert status_of(RuntimeError("oops")) == 1
     assert capsys.readouterr().err == (
-        "stackyard: internal error: RuntimeError: oops\n(the same with --debug says where)\n"
+        "stackyard:\ninternal error: RuntimeError: oops\n(the same with --debug says where)\n"
     )
 
 
