@@ -191,7 +191,7 @@ steps:
   - use: 7
     declare: {inputs: numpy, halo: [1, 2]}
     wiht: {}
-output:  {path: out, format: png, name: "{well"}
+output:  {path: out, format: ome-tif, name: "{well"}
 memory:  {on_pressure: earliest, reproducible: no}
 jobs:    {timeout_s: -1, priority: 0.5, max_failures: 0}
 clutser: {kind: local}
@@ -206,8 +206,8 @@ config_file: x
         "7:15: unknown key 'steps[1].declare.inputs'; did you mean 'input'?",
         "7:36: steps[1].declare.halo[2]: missing",
         "8:5: unknown key 'steps[1].wiht'; did you mean 'with'?",
-        "9:30: output.format: there is no output format 'png' among tiff, ome-tiff",
-        "9:41: output.name: expected '}' before end of string",
+        "9:30: output.format: there is no output format 'ome-tif'; did you mean 'ome-tiff'?",
+        "9:45: output.name: expected '}' before end of string",
         "10:24: memory.on_pressure: expected 'earliest-finish', 'cpu', 'wait' or 'fail'",
         "10:48: memory.reproducible: expected true or false",
         "11:22: jobs.timeout_s: should be greater than 0",
