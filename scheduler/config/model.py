@@ -155,7 +155,6 @@ class StepConfig(Section):
     with_: Annotated[dict[str, JsonValue], Field(alias="with")] = {}
     memory: MemoryTypes | None = None
     declare: DeclareConfig | None = None
-    inputs: dict[str, dict[str, FieldValue]] | None = None
 
 
 class OutputConfig(Section):
@@ -225,17 +224,9 @@ class JobsConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Where jobs run: `local` starts worker processes here, `address` uses a Dask cluster that is running."""
+    """Where jobs run: `local` starts worker processes on this machine for as long as the run takes."""
 
-    kind: Literal["local", "address"] = "local"
-    address: str | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.kind == "address") != (self.address is not None):
-            what = "needs an address such as tcp://host:8786" if self.address is None else "takes no address"
-            raise _problem(f"kind {self.kind} {what}", at="address")
-        return self
+    kind: Literal["local"] = "local"
 
 
 class RunConfig(Section):
