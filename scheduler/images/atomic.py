@@ -3,7 +3,7 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,6 +51,15 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 def partial_path(path: Path) -> Path:
     """A hidden name beside `path`, short however long that is, which no pattern of find_stacks matches."""
     return path.parent / f"{PARTIAL_PREFIX}{os.getpid()}-{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
+
+
+def remove_partials(folders: Iterable[Path], pids: Iterable[int]) -> None:
+    """Remove what processes that were ended in the middle of a write have left in these folders."""
+    left = {f"{PARTIAL_PREFIX}{pid}-" for pid in pids}
+    for folder in folders:
+        for path in folder.glob(f"{PARTIAL_PREFIX}*{PARTIAL_SUFFIX}"):
+            if path.name.startswith(tuple(left)):
+                path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,32 +11,32 @@ from typing import Any
 
 import numpy as np
 
-from scheduler.images.atomic import atomic_file, partial_path
+from scheduler.images.atomic import atomic_file, remove_partials
 from scheduler.images.errors import ImageError, OutputError
-from scheduler.images.naming import output_path, output_paths, suffix_of, template_fields
+from scheduler.images.naming import (
+    check_output_folder,
+    output_path,
+    output_paths,
+    suffix_of,
+    template_fields,
+)
+from scheduler.images.options import DEFAULT_OPTIONS, WriteOptions
+from scheduler.images.plates import OutputTarget, plan_outputs, prepare_output
 from scheduler.images.stack import PhysicalSize
 
 __all__ = [
+    "OutputTarget",
+    "WriteOptions",
     "check_output_folder",
     "output_path",
     "output_paths",
+    "plan_outputs",
+    "prepare_output",
+    "remove_partials",
     "template_fields",
     "verify_stack",
     "write_stack",
 ]
-
-
-def check_output_folder(folder: str | Path) -> Path:
-    """Create the folder if need be and see that files can be made in it; OutputError says why not."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = partial_path(folder / "probe")
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(f"output folder {folder} can't be written: {error.strerror or error}") from error
-    return folder
 
 
 def write_stack(
@@ -48,12 +48,17 @@ def write_stack(
     channel_name: str | None = None,
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    options: WriteOptions = DEFAULT_OPTIONS,
+    channel: int | None = None,
+    channels: int = 1,
 ) -> Path:
     """Write `array`, a NumPy [Z, Y, X], to `path`: in the end all of it is there, or nothing.
 
-    `format` is `ome-tiff` or `tiff`; BigTIFF where 4 GiB don't suffice. Axes are ZYX; sizes are micrometres
-    of z (None if unknown), y and x. `provenance` is kept as a map annotation (OME) or in the description;
-    values that aren't text are written as JSON. Folders between are created.
+    `format` is `ome-tiff`, `tiff` or `ome-zarr`; BigTIFF where 4 GiB don't suffice. Axes are ZYX; sizes are
+    micrometres of z (None if unknown), y and x. `provenance` is kept as a map annotation (OME-TIFF), in the
+    description (TIFF) or in the attributes (OME-Zarr); values that aren't text are written as JSON. Folders
+    between are created. With `channel` the stack becomes that one of `channels` of the OME-Zarr image at
+    `path`, which prepare_output made; then "whole or not at all" holds for the channel.
 
     Raises
     ------
@@ -67,21 +72,46 @@ def write_stack(
     path = Path(path)
     suffix = suffix_of(format)
     _check_stack(array)
+    if format == "ome-zarr":
+        _write_zarr(
+            path,
+            array,
+            options,
+            physical_size_um,
+            channel_name,
+            provenance or {},
+            overwrite,
+            channel,
+            channels,
+        )
+        return path
     from scheduler.images.tiff_out import check_tiff, write_tiff
 
     check_tiff(array, format)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path, overwrite=overwrite) as file:
         name = path.name.removesuffix(suffix)
-        write_tiff(file, array, format, name, physical_size_um, channel_name, provenance or {})
+        write_tiff(
+            file, array, format, name, physical_size_um, channel_name, provenance or {}, options.compression
+        )
     return path
 
 
-def verify_stack(path: str | Path, shape: tuple[int, int, int], dtype: str | np.dtype[Any]) -> bool:
+def verify_stack(
+    path: str | Path,
+    shape: tuple[int, int, int],
+    dtype: str | np.dtype[Any],
+    *,
+    channel: int | None = None,
+) -> bool:
     """Whether `path` holds one whole stack of this shape and dtype, by its headers and its length.
 
     Only what write_stack wrote counts: the metadata that it gives every file must be there too.
     """
+    if Path(path).is_dir():
+        from scheduler.images.zarr_out import verify_image
+
+        return verify_image(Path(path), shape, np.dtype(dtype), channel)
     from scheduler.images.layout import stacks_of
     from scheduler.images.tiff import opened
     from scheduler.images.tiff_layouts import layouts_of
@@ -94,6 +124,43 @@ def verify_stack(path: str | Path, shape: tuple[int, int, int], dtype: str | np.
         return False
     whole = [(stack.shape, stack.dtype, stack.problem) for stack in stacks]
     return described and whole == [(tuple(shape), np.dtype(dtype).name, "")]
+
+
+def _write_zarr(
+    path: Path,
+    array: np.ndarray[Any, Any],
+    options: WriteOptions,
+    physical_size_um: PhysicalSize | None,
+    channel_name: str | None,
+    provenance: Mapping[str, Any],
+    overwrite: bool,
+    channel: int | None,
+    channels: int,
+) -> None:
+    from scheduler.images.zarr_out import check_zarr, write_channel, write_image
+
+    check_zarr(array)
+    if channel is not None:
+        write_channel(
+            path,
+            array,
+            options,
+            channel=channel,
+            channels=channels,
+            provenance=provenance,
+            overwrite=overwrite,
+        )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(
+        path,
+        array,
+        options,
+        physical_size_um=physical_size_um,
+        channel_name=channel_name,
+        provenance=provenance,
+        overwrite=overwrite,
+    )
 
 
 def _check_stack(array: object) -> None:

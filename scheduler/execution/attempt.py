@@ -1,0 +1,188 @@
+"""One attempt at one job, in a worker: reserve, read, compute, write, and say how it ended."""
+
+import gc
+import os
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memcore import OutOfDeviceMemoryError, backend_of
+from pools.oom import is_oom
+from scheduler.core.events import Done, Failed, Outcome, OutOfMemory, Refused
+from scheduler.execution.capture import attempt_log
+from scheduler.execution.chain import ChainStep, run_chain
+from scheduler.execution.peaks import HostPeak
+from scheduler.execution.worker import RefusedError, WorkerState, current_worker
+from scheduler.images.outputs import write_stack
+from scheduler.images.sources import StackSource, read_stack
+from scheduler.steps.context import StepContext
+from scheduler.steps.resolve import StepSpec
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTarget:
+    """Where a result goes; `provenance` is what the driver knows of how it came about."""
+
+    path: str
+    format: str
+    overwrite: bool
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptTask:
+    """All that a worker needs for one attempt. Bytes; `memory_types` has one for each step."""
+
+    job_id: str
+    number: int
+    source: StackSource
+    steps: tuple[StepSpec, ...]
+    memory_types: tuple[str, ...]
+    device_bytes: int
+    host_bytes: int
+    output: OutputTarget
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """How one step ran: part of the output's metadata and of the journal."""
+
+    step: str
+    use: str
+    parameters: Mapping[str, Any]
+    memory_type: str
+    version: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptReport:
+    """What comes back from a worker. Times in seconds."""
+
+    outcome: Outcome
+    worker_pid: int
+    times: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[StepRecord, ...] = ()
+
+
+def run_attempt(task: AttemptTask) -> AttemptReport:
+    """Carry out `task` in this worker process. A job's errors come back as outcomes, not as exceptions."""
+    state = current_worker()
+    header = f"attempt {task.number} on {state.device.name}, {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    times: dict[str, float] = {}
+    with attempt_log(state.run_dir / "logs" / f"{task.job_id}.log", header) as log:
+        outcome, trace = _outcome(state, task, times)
+        if trace:
+            log.write(trace)
+        if isinstance(outcome, OutOfMemory):
+            # Only now: the traceback, gone with its except block, pinned the arrays that are to be given back.
+            gc.collect()
+            state.pools.reclaim(0 if state.on_gpu else "cpu", task.device_bytes or task.host_bytes)
+            state.report_memory()
+        for lease in state.pools.end_job(task.job_id):
+            log.write(f"leak: {lease}\n")
+    return AttemptReport(outcome, os.getpid(), times, step_records(state, task))
+
+
+def step_records(state: WorkerState, task: AttemptTask) -> tuple[StepRecord, ...]:
+    """How each step of the task runs in this worker."""
+    return tuple(
+        StepRecord(
+            step=state.step(spec).name,
+            use=spec.use,
+            parameters=dict(state.step(spec).parameters),
+            memory_type=memory_type,
+            version=backend_of(memory_type).version(),
+            device=state.device.name,
+        )
+        for spec, memory_type in zip(task.steps, task.memory_types, strict=True)
+    )
+
+
+def _outcome(state: WorkerState, task: AttemptTask, times: dict[str, float]) -> tuple[Outcome, str]:
+    """Run the attempt; returns how it ended, and the text of the traceback if it didn't succeed."""
+    peak = HostPeak()
+    began = time.monotonic()
+    with state.attempt() as company:
+        if company.alone:
+            peak.start()
+        try:
+            _carry_out(state, task, times)
+        except RefusedError as error:
+            return Refused(str(error), error.denial.snapshot), ""
+        except Exception as error:  # noqa: BLE001  whatever a user's step raises is the outcome
+            trace = traceback.format_exc()
+            if is_oom(error):
+                on_device = isinstance(error, OutOfDeviceMemoryError) or type(error) is not MemoryError
+                text = f"{type(error).__name__}: {error}"
+                return OutOfMemory(on_host=not (state.on_gpu and on_device), error=text), trace
+            return Failed(str(error) or type(error).__name__, key=_failure_key(error)), trace
+        peak.stop()
+        measured = peak.nbytes if company.alone else None
+        done = Done(
+            host_peak_bytes=measured,
+            duration_s=time.monotonic() - began,
+            attributed=measured is not None,
+        )
+        return done, ""
+
+
+def _carry_out(state: WorkerState, task: AttemptTask, times: dict[str, float]) -> None:
+    with state.reserved(task.job_id, device_bytes=task.device_bytes, host_bytes=task.host_bytes):
+        began = time.monotonic()
+        host_pool = state.pools.pool("numpy", "cpu")
+        with host_pool.acquire(task.source.shape, task.source.dtype, job=task.job_id) as stack:
+            read_stack(task.source, stack)
+            times["read_s"] = time.monotonic() - began
+            with state.compute:
+                began = time.monotonic()
+                steps = [
+                    ChainStep(state.step(spec), memory_type, _place(state, memory_type))
+                    for spec, memory_type in zip(task.steps, task.memory_types, strict=True)
+                ]
+                result = run_chain(stack, steps, make_context=lambda step: _context(state, task, step))
+                times["compute_s"] = time.monotonic() - began
+            began = time.monotonic()
+            write_stack(
+                Path(task.output.path),
+                result,
+                format=task.output.format,
+                physical_size_um=task.source.physical_size_um,
+                channel_name=task.source.channel_name,
+                provenance={
+                    **task.output.provenance,
+                    "job": task.job_id,
+                    "steps": [asdict(record) for record in step_records(state, task)],
+                },
+                overwrite=task.output.overwrite,
+            )
+            times["write_s"] = time.monotonic() - began
+            # the name bound by `as` is an alias too: without this the buffer would stay taken until the return
+            del result, stack
+
+
+def _place(state: WorkerState, memory_type: str) -> Any:
+    # A step for NumPy in a GPU's chain runs in host memory; every other one on the device.
+    return "cpu" if memory_type == "numpy" else state.gpu_id(memory_type)
+
+
+def _context(state: WorkerState, task: AttemptTask, step: ChainStep) -> StepContext:
+    return StepContext(
+        memory_type=step.memory_type,
+        gpu_id=step.gpu_id,
+        pool=state.pools.pool(step.memory_type, step.gpu_id),
+        job_id=task.job_id,
+        z_start=0,
+    )
+
+
+def _failure_key(error: BaseException) -> str:
+    """What failures have in common if they are equal: type and place of the innermost cause, not its figures."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown place"
+    return f"{type(error).__qualname__} at {place}"

@@ -1,0 +1,107 @@
+"""The embedded cluster: one worker process for each GPU, CPU workers beside them, loopback only."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import dask
+from distributed import Client, Nanny, Scheduler, SpecCluster
+
+from scheduler.core.model import Device, DeviceKind
+from scheduler.execution.environment import thread_environment, worker_environment
+
+LOOPBACK = "127.0.0.1"
+
+
+def resource_label(device: Device) -> str:
+    """The Dask resource that only workers of `device` have.
+
+    A label survives a worker's restart; a pin to the worker's address would leave the task waiting
+    for an address that never comes back.
+    """
+    return f"stackyard-{device.uuid}"
+
+
+def worker_specification(devices: Sequence[Device], *, cores: int, memory_limit: int) -> dict[str, dict[str, Any]]:
+    """Nannies for `SpecCluster`: a GPU gets one process with a thread a slot, the CPU a process a slot.
+
+    Parameters
+    ----------
+    cores
+        Cores that this process may use; they are shared evenly among the worker processes.
+    memory_limit
+        Bytes of host memory at which a worker process is ended before the kernel ends something else.
+    """
+    processes = [
+        (device, f"{device.name}-{number}" if device.kind is DeviceKind.CPU else device.name)
+        for device in devices
+        for number in range(device.slots if device.kind is DeviceKind.CPU else 1)
+    ]
+    virtual_devices = sum(device.kind is DeviceKind.VIRTUAL for device in devices)
+    threads = max(1, cores // max(1, len(processes)))
+    specification = {}
+    for device, name in processes:
+        slots = 1 if device.kind is DeviceKind.CPU else device.slots
+        specification[name] = {
+            "cls": Nanny,
+            "options": {
+                "nthreads": slots,
+                "host": LOOPBACK,
+                "dashboard": False,
+                "silence_logs": logging.ERROR,
+                "memory_limit": memory_limit,
+                "resources": {resource_label(device): slots},
+                "env": worker_environment(device, threads=threads, virtual_devices=virtual_devices),
+            },
+        }
+    return specification
+
+
+@contextlib.contextmanager
+def local_cluster(devices: Sequence[Device], *, host_limit: int) -> Iterator[Client]:
+    """Start worker processes for `devices` on this machine and connect to them.
+
+    The processes are spawned, listen on loopback only, and end with the block. Spawning imports the
+    caller's main module again: a script must call this below `if __name__ == "__main__":`.
+    """
+    cores = len(os.sched_getaffinity(0))
+    specification = worker_specification(devices, cores=cores, memory_limit=host_limit)
+    threads = thread_environment(max(1, cores // max(1, len(specification))))
+    settings = {
+        # Admission keeps memory within bounds; Dask would pause or spill on figures that count our idle pools.
+        "distributed.worker.memory.target": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.profile.enabled": False,
+        # Read by each Nanny when it is made, and applied before its process starts.
+        "distributed.nanny.pre-spawn-environ": threads,
+    }
+    # A Nanny puts these into its own process, which is this one, to hand them on.
+    with dask.config.set(settings), _restored_environment(threads):
+        cluster = SpecCluster(
+            workers=specification,
+            scheduler={
+                "cls": Scheduler,
+                # A job that ends its worker is ours to judge, so Dask must not try it again by itself.
+                "options": {"host": LOOPBACK, "port": 0, "dashboard": False, "allowed_failures": 0},
+            },
+            silence_logs=logging.CRITICAL,
+        )
+        with cluster, Client(cluster) as client:
+            client.wait_for_workers(len(specification))
+            yield client
+
+
+@contextlib.contextmanager
+def _restored_environment(names: Iterable[str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

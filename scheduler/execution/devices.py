@@ -1,0 +1,48 @@
+"""The devices that a config names, found on this host."""
+
+import os
+
+from scheduler.config.model import RunConfig, VirtualGpus
+from scheduler.host.memory import HostProbe
+from scheduler.host.probes import Discovery, discover
+
+
+class DevicesError(ValueError):
+    """The config names a device that isn't there, or leaves nothing to run on."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def open_devices(config: RunConfig, *, run_id: str, jobs: int) -> Discovery:
+    """Find the devices of a run: its GPUs, then this host's CPU with a slot for each core that `jobs` can use.
+
+    Raises
+    ------
+    DevicesError
+        A GPU that isn't there, or none at all where `cpu: false`.
+    """
+    wanted = config.devices
+    virtual = wanted.gpus.virtual if isinstance(wanted.gpus, VirtualGpus) else ()
+    host_limit = config.memory.host_limit_bytes(HostProbe().devices()[0].total_bytes)
+    try:
+        found = discover(
+            wanted.gpus if not isinstance(wanted.gpus, VirtualGpus) else (),
+            virtual=[int(capacity) for capacity in virtual],
+            virtual_tag=run_id,
+            cpu_slots=max(1, min(usable_cores(), jobs)) if wanted.cpu else 0,
+            headroom_bytes=0 if virtual else int(wanted.headroom),
+            prefetch=1,
+            host_limits=(host_limit,),
+        )
+    except ValueError as error:
+        raise DevicesError(f"devices.gpus: {error}") from error
+    if not wanted.cpu and len(found.devices) == 1:
+        problem = "; ".join(found.problems) or "no NVIDIA driver is installed"
+        found.close()
+        raise DevicesError(f"devices: no GPU is there ({problem}), and cpu: false leaves nothing to run on")
+    return found

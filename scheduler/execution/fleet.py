@@ -1,0 +1,51 @@
+"""The worker processes of a run's devices, as Dask knows them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from distributed import Client, Future
+
+from scheduler.core.model import Device
+from scheduler.execution.cluster import resource_label
+from scheduler.execution.worker import reclaim_here
+
+
+class Fleet:
+    """Sends work to the workers of a device, and ends those that hang.
+
+    Workers are found by their resource label, which a restarted worker has too.
+    """
+
+    def __init__(self, client: Client, devices: Mapping[str, Device]) -> None:
+        self.client = client
+        self._labels = {uuid: resource_label(device) for uuid, device in devices.items()}
+        self._restarted: set[str] = set()
+
+    def submit(self, function: Callable[..., Any], *arguments: Any, device: str, key: str) -> Future:
+        """Run `function` on any worker process of `device`, once."""
+        return self.client.submit(
+            function, *arguments, key=key, resources={self._labels[device]: 1}, pure=False, retries=0
+        )
+
+    def addresses(self, device: str) -> list[str]:
+        """The addresses of the device's worker processes that are there now."""
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        label = self._labels[device]
+        return [address for address, worker in workers.items() if label in worker["resources"]]
+
+    def reclaim(self, device: str, nbytes: int) -> None:
+        """Have every worker process of the device give back idle memory; doesn't wait for it."""
+        addresses = self.addresses(device)
+        if addresses:
+            self.client.run(reclaim_here, nbytes, workers=addresses, wait=False)
+
+    def restart_worker_of(self, future: Future) -> None:
+        """End the worker process that a task runs in; its nanny starts a fresh one."""
+        for address, keys in self.client.processing().items():
+            if future.key in keys:
+                self._restarted.add(address)
+                self.client.restart_workers([address], raise_for_error=False)
+
+    def died_by_itself(self, address: str) -> bool:
+        """False for a worker that `restart_worker_of` has ended: what else ran there is not to blame."""
+        return address not in self._restarted

@@ -1,0 +1,190 @@
+"""The journal of a run: every job, attempt, decision and outcome, in one SQLite file.
+
+Only the driver writes it. It uses SQLite's rollback mode, since write-ahead logging doesn't work
+between hosts on a network file system; whoever else wants to know reads status.json, or the journal
+after the run.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE run (
+    schema_version INTEGER NOT NULL, stackyard_version TEXT NOT NULL, host TEXT NOT NULL,
+    started_at REAL NOT NULL, ended_at REAL, state TEXT NOT NULL, config TEXT NOT NULL
+);
+CREATE TABLE device (
+    uuid TEXT PRIMARY KEY, name TEXT NOT NULL, kind TEXT NOT NULL, virtual INTEGER NOT NULL,
+    total_bytes INTEGER NOT NULL, slots INTEGER NOT NULL
+);
+CREATE TABLE job (
+    job_id TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', output TEXT,
+    shape TEXT NOT NULL, dtype TEXT NOT NULL, added_at REAL NOT NULL, ended_at REAL
+);
+CREATE TABLE attempt (
+    job_id TEXT NOT NULL REFERENCES job, number INTEGER NOT NULL, device TEXT NOT NULL,
+    plan TEXT NOT NULL, device_bytes INTEGER NOT NULL, host_bytes INTEGER NOT NULL,
+    started_at REAL NOT NULL, ended_at REAL, outcome TEXT, detail TEXT,
+    PRIMARY KEY (job_id, number)
+);
+CREATE TABLE decision (
+    at REAL NOT NULL, job_id TEXT NOT NULL, verdict TEXT NOT NULL, reason TEXT NOT NULL, inputs TEXT NOT NULL
+);
+CREATE TABLE memory (
+    at REAL NOT NULL, device TEXT NOT NULL, total_bytes INTEGER NOT NULL, used_bytes INTEGER,
+    reserved_bytes INTEGER NOT NULL, idle_bytes INTEGER NOT NULL, external_bytes INTEGER NOT NULL
+);
+CREATE INDEX decision_of_job ON decision (job_id);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalJob:
+    """One row of the job table: `state` is waiting, running, done, failed, cancelled or set_aside."""
+
+    job_id: str
+    state: str
+    reason: str
+    output: str | None
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Journal:
+    """Writes and reads one run's journal. Times are seconds since the epoch.
+
+    Notes
+    -----
+    Not thread-safe: the driver's loop is the one writer. Changes become durable at `commit`, which
+    the loop calls once for each batch of events.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    def create(cls, path: Path, *, version: str, host: str, started_at: float, config: Mapping[str, Any]) -> Self:
+        """Make a new journal; the file must not exist."""
+        if path.exists():
+            raise FileExistsError(f"{path} exists: one run folder holds one run")
+        connection = sqlite3.connect(path)
+        connection.executescript(SCHEMA)
+        connection.execute(
+            "INSERT INTO run VALUES (?, ?, ?, ?, NULL, 'running', ?)",
+            (SCHEMA_VERSION, version, host, started_at, json.dumps(config)),
+        )
+        connection.commit()
+        return cls(connection)
+
+    @classmethod
+    def open_readonly(cls, path: Path) -> Self:
+        """Open an existing journal for reading."""
+        return cls(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True))
+
+    def add_device(self, uuid: str, name: str, kind: str, *, virtual: bool, total_bytes: int, slots: int) -> None:
+        """Record a device that the run may use."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO device VALUES (?, ?, ?, ?, ?, ?)",
+            (uuid, name, kind, virtual, total_bytes, slots),
+        )
+
+    def add_job(self, job_id: str, *, output: str | None, shape: tuple[int, ...], dtype: str, at: float) -> None:
+        """Record a job before its first decision."""
+        self._connection.execute(
+            "INSERT INTO job (job_id, state, output, shape, dtype, added_at) VALUES (?, 'waiting', ?, ?, ?, ?)",
+            (job_id, output, json.dumps(shape), dtype, at),
+        )
+
+    def start_attempt(
+        self,
+        job_id: str,
+        number: int,
+        *,
+        device: str,
+        plan: Mapping[str, Any],
+        device_bytes: int,
+        host_bytes: int,
+        at: float,
+    ) -> None:
+        """Record that an attempt was admitted to `device`, with the bytes reserved for it."""
+        self._connection.execute(
+            "INSERT INTO attempt (job_id, number, device, plan, device_bytes, host_bytes, started_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (job_id, number, device, json.dumps(plan), device_bytes, host_bytes, at),
+        )
+        self._connection.execute("UPDATE job SET state = 'running' WHERE job_id = ?", (job_id,))
+
+    def end_attempt(self, job_id: str, number: int, *, outcome: str, detail: Mapping[str, Any], at: float) -> None:
+        """Record how an attempt ended; the job waits again until `end_job` says otherwise."""
+        self._connection.execute(
+            "UPDATE attempt SET outcome = ?, detail = ?, ended_at = ? WHERE job_id = ? AND number = ?",
+            (outcome, json.dumps(detail), at, job_id, number),
+        )
+        self._connection.execute("UPDATE job SET state = 'waiting' WHERE job_id = ?", (job_id,))
+
+    def end_job(self, job_id: str, *, state: str, reason: str, at: float) -> None:
+        """Record a job's final state and its reason."""
+        self._connection.execute(
+            "UPDATE job SET state = ?, reason = ?, ended_at = ? WHERE job_id = ?", (state, reason, at, job_id)
+        )
+
+    def add_decision(self, job_id: str, *, verdict: str, reason: str, inputs: Mapping[str, Any], at: float) -> None:
+        """Record what the dispatcher decided about a job, in words and with the figures it used."""
+        self._connection.execute(
+            "INSERT INTO decision VALUES (?, ?, ?, ?, ?)", (at, job_id, verdict, reason, json.dumps(inputs))
+        )
+
+    def add_memory(
+        self,
+        device: str,
+        *,
+        total_bytes: int,
+        used_bytes: int | None,
+        reserved_bytes: int,
+        idle_bytes: int,
+        external_bytes: int,
+        at: float,
+    ) -> None:
+        """Record one reading of a device's memory; `used_bytes` is None where the probe had no answer."""
+        self._connection.execute(
+            "INSERT INTO memory VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (at, device, total_bytes, used_bytes, reserved_bytes, idle_bytes, external_bytes),
+        )
+
+    def end_run(self, *, state: str, at: float) -> None:
+        """Record the run's final state: done, failed or interrupted."""
+        self._connection.execute("UPDATE run SET state = ?, ended_at = ?", (state, at))
+        self.commit()
+
+    def commit(self) -> None:
+        """Make everything since the last commit durable."""
+        self._connection.commit()
+
+    def close(self) -> None:
+        """Close the file; what was not committed is lost."""
+        self._connection.close()
+
+    def config(self) -> dict[str, Any]:
+        """The run's configuration, as it was given."""
+        (text,) = self._connection.execute("SELECT config FROM run").fetchone()
+        config: dict[str, Any] = json.loads(text)
+        return config
+
+    def jobs(self) -> Iterator[JournalJob]:
+        """Every job with its last state, in the order in which they were added."""
+        rows = self._connection.execute(
+            "SELECT job_id, state, reason, output, shape, dtype FROM job ORDER BY rowid"
+        )
+        for job_id, state, reason, output, shape, dtype in rows:
+            yield JournalJob(job_id, state, reason, output, tuple(json.loads(shape)), dtype)
+
+    def decisions(self, job_id: str) -> list[tuple[str, str]]:
+        """(verdict, reason) of every decision about a job, oldest first."""
+        return self._connection.execute(
+            "SELECT verdict, reason FROM decision WHERE job_id = ? ORDER BY rowid", (job_id,)
+        ).fetchall()

@@ -1,0 +1,80 @@
+"""Everything about a run that can be found out before anything starts: stacks, steps, outputs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scheduler.config.model import RunConfig, StepConfig
+from scheduler.images.errors import OutputError
+from scheduler.images.outputs import check_output_folder, output_paths
+from scheduler.images.sources import StackSource, find_stacks
+from scheduler.steps.resolve import ResolvedStep, StepSpec
+
+NAMED_AT_MOST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """One stack to be processed and where its result goes."""
+
+    job_id: str
+    source: StackSource
+    output: Path
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRun:
+    """A config that can be run: its steps resolved, its stacks found, its outputs free."""
+
+    config: RunConfig
+    specs: tuple[StepSpec, ...]
+    steps: tuple[ResolvedStep, ...]
+    jobs: tuple[PreparedJob, ...]
+
+
+def prepare(config: RunConfig, *, overwrite: bool) -> PreparedRun:
+    """Find the stacks, resolve the steps, and see that the results have a place.
+
+    Raises
+    ------
+    InputError, StepError, OutputError
+        What can't be used, and what to do about it.
+    """
+    specs = tuple(step_spec(step, config) for step in config.steps)
+    steps = tuple(spec.resolve() for spec in specs)
+    chosen = config.input
+    sources = find_stacks(
+        chosen.path, chosen.pattern, stack_along=chosen.stack_along, select={**chosen.select} or None
+    )
+    target = config.output
+    outputs = output_paths(target.path, target.name, [dict(source.fields) for source in sources], target.format)
+    check_output_folder(target.path)
+    if not overwrite:
+        refuse_existing_outputs(outputs)
+    jobs = tuple(
+        PreparedJob(source.name, source, output) for source, output in zip(sources, outputs, strict=True)
+    )
+    return PreparedRun(config, specs, steps, jobs)
+
+
+def step_spec(step: StepConfig, config: RunConfig) -> StepSpec:
+    """The plain description of a step from which any process can resolve it."""
+    folder = config.config_file.parent if config.config_file is not None else Path.cwd()
+    return StepSpec(
+        use=step.use,
+        with_=dict(step.with_),
+        memory=step.memory,
+        declare=step.declare.model_dump() if step.declare is not None else None,
+        search_path=(str(folder),),
+    )
+
+
+def refuse_existing_outputs(outputs: list[Path]) -> None:
+    """OutputError naming outputs that are there already."""
+    existing = [path for path in outputs if path.exists()]
+    if existing:
+        names = ", ".join(path.name for path in existing[:NAMED_AT_MOST])
+        more = f" and {len(existing) - NAMED_AT_MOST} more" if len(existing) > NAMED_AT_MOST else ""
+        raise OutputError(
+            f"{len(existing)} of {len(outputs)} outputs exist already in {existing[0].parent}: {names}{more}; "
+            "pass --overwrite to replace them, or give the run another output folder"
+        )

@@ -1,0 +1,282 @@
+"""What the driver writes down: the journal, status.json, and the live view's moments."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from scheduler.core.events import Done, Failed, OutOfMemory, Outcome, Refused, TimedOut, WorkerDied
+from scheduler.core.instructions import JobOutcome
+from scheduler.core.model import Decision, Device, DeviceView, Placement, Waiting
+from scheduler.execution.attempt import AttemptReport
+from scheduler.execution.journal import Journal
+from scheduler.execution.status import DeviceStatus, JobFailure, RunStatus, RunSummary, WaitingJob
+
+STATUS_S = 1.0
+VIEW_S = 0.25
+MEMORY_S = 1.0
+
+
+class JournalRecord:
+    """Keeps a run's counts, writes its journal and status.json, and shows its moments to `on_status`."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        *,
+        on_status: Callable[[RunStatus], None] | None = None,
+    ) -> None:
+        self.run_dir = run_dir
+        self.failures: list[JobFailure] = []
+        self.done: dict[str, int] = {}
+        self.oom_attempts = 0
+        self._on_status = on_status
+        self._jobs = 0
+        self._devices: dict[str, Device] = {}
+        self._last_event = ""
+        self._last_reason: dict[str, str] = {}
+        self._shown_at = self._written_at = self._memory_at = float("-inf")
+        self._began = time.monotonic()
+        self._first_start: float | None = None
+        self._journal = Journal.create(
+            run_dir / "journal.sqlite",
+            version=version("stackyard"),
+            host=socket.gethostname(),
+            started_at=time.time(),
+            config=config,
+        )
+
+    def add_devices(self, devices: Sequence[Device]) -> None:
+        """Name the devices that the run may use."""
+        for device in devices:
+            self._devices[device.uuid] = device
+            self.done[device.uuid] = 0
+            self._journal.add_device(
+                device.uuid,
+                device.name,
+                device.kind,
+                virtual=device.virtual,
+                total_bytes=device.total_bytes,
+                slots=device.slots,
+            )
+
+    def add_job(self, job_id: str, *, output: str, shape: tuple[int, ...], dtype: str) -> None:
+        """Name a job before it is decided on."""
+        self._jobs += 1
+        self._journal.add_job(job_id, output=output, shape=shape, dtype=dtype, at=time.time())
+
+    def remark(self, text: str) -> None:
+        """Show `text` as the run's last event."""
+        self._last_event = text
+
+    def decided(self, job_id: str, decision: Decision) -> None:
+        """Write a decision down, unless it repeats the last one about this job word by word."""
+        if self._last_reason.get(job_id) != decision.reason:
+            self._last_reason[job_id] = decision.reason
+            self._journal.add_decision(
+                job_id,
+                verdict=decision.verdict,
+                reason=decision.reason,
+                inputs=dict(decision.inputs),
+                at=time.time(),
+            )
+
+    def started(self, placement: Placement) -> None:
+        """An attempt was submitted."""
+        if self._first_start is None:
+            self._first_start = time.monotonic()
+        plan = placement.plan
+        self._journal.start_attempt(
+            placement.job_id,
+            placement.attempt,
+            device=placement.device,
+            plan={
+                "name": plan.name,
+                "memory_types": list(plan.memory_types),
+                "conversions": list(plan.conversions),
+                "split": asdict(plan.split) if plan.split else None,
+            },
+            device_bytes=placement.reserve_bytes,
+            host_bytes=placement.host_bytes,
+            at=time.time(),
+        )
+
+    def ended(self, placement: Placement, outcome: Outcome, report: AttemptReport | None) -> None:
+        """An attempt came back."""
+        if isinstance(outcome, OutOfMemory):
+            self.oom_attempts += 1
+            self._last_event = f"{placement.job_id} ran out of memory on {self._name(placement.device)}"
+        detail: dict[str, Any] = {} if report is None else {
+            "times": dict(report.times),
+            "steps": [asdict(step) for step in report.steps],
+            "worker_pid": report.worker_pid,
+        }
+        detail |= outcome_detail(outcome)
+        self._journal.end_attempt(
+            placement.job_id,
+            placement.attempt,
+            outcome=_OUTCOME_NAMES[type(outcome)],
+            detail=detail,
+            at=time.time(),
+        )
+        if isinstance(outcome, Done):
+            self.done[placement.device] += 1
+
+    def finished(self, job_id: str, outcome: JobOutcome, reason: str) -> None:
+        """A job is over."""
+        self._journal.end_job(job_id, state=outcome, reason=reason, at=time.time())
+        self._last_reason.pop(job_id, None)
+        if outcome is not JobOutcome.DONE:
+            self.failures.append(JobFailure(job_id, reason))
+            self._last_event = f"{job_id} {outcome}: {reason}".partition("\n")[0]
+
+    def moment(
+        self, state: str, devices: Sequence[DeviceView], waiting: Sequence[Waiting], running: int, now: float
+    ) -> None:
+        """Make everything so far durable, and show the state of the run where it is due.
+
+        `now` is the dispatcher's clock, from which `Waiting.since` counts.
+        """
+        self._journal.commit()
+        if now - self._memory_at >= MEMORY_S:
+            self._memory_at = now
+            self._write_memory(devices)
+        if now - self._shown_at < VIEW_S:
+            return
+        self._shown_at = now
+        status = self._status(state, devices, waiting, running, now)
+        if now - self._written_at >= STATUS_S:
+            self._written_at = now
+            write_status(self.run_dir, status)
+        if self._on_status is not None:
+            self._on_status(status)
+
+    def end(self, state: str, devices: Sequence[DeviceView], *, interrupted: bool) -> RunSummary:
+        """Close the journal and sum the run up."""
+        now = time.monotonic()
+        status = self._status(state, devices, (), 0, now)
+        write_status(self.run_dir, status)
+        if self._on_status is not None:
+            self._on_status(status)
+        self._journal.end_run(state=state, at=time.time())
+        self._journal.close()
+        done, failed = sum(self.done.values()), len(self.failures)
+        return RunSummary(
+            jobs=self._jobs,
+            done=done,
+            failed=failed,
+            # Every job ends as done or failed, or waits for `resume`; anything else would be a defect of ours.
+            lost=0 if interrupted else self._jobs - done - failed,
+            oom_attempts=self.oom_attempts,
+            wall_s=now - self._began,
+            run_dir=str(self.run_dir),
+            interrupted=interrupted,
+            devices={
+                device.name: {
+                    "uuid": uuid,
+                    "kind": str(device.kind),
+                    "virtual": device.virtual,
+                    "jobs": self.done[uuid],
+                }
+                for uuid, device in self._devices.items()
+            },
+            failures=tuple(self.failures),
+        )
+
+    def _status(
+        self, state: str, devices: Sequence[DeviceView], waiting: Sequence[Waiting], running: int, now: float
+    ) -> RunStatus:
+        done = sum(self.done.values())
+        rate = None
+        if done and self._first_start is not None and now > self._first_start:
+            rate = done / (now - self._first_start)
+        left = self._jobs - done - len(self.failures)
+        return RunStatus(
+            run_dir=str(self.run_dir),
+            state=state,
+            jobs=self._jobs,
+            done=done,
+            failed=len(self.failures),
+            running=running,
+            elapsed_s=now - self._began,
+            rate_per_s=rate,
+            eta_s=left / rate if rate and left else None,
+            devices=tuple(device_status(view) for view in devices),
+            waiting=tuple(WaitingJob(job.job_id, job.reason, now - job.since) for job in waiting),
+            last_event=self._last_event,
+        )
+
+    def _write_memory(self, devices: Sequence[DeviceView]) -> None:
+        for view in devices:
+            used = None if view.free_bytes is None else view.total_bytes - view.free_bytes
+            self._journal.add_memory(
+                view.uuid,
+                total_bytes=view.total_bytes,
+                used_bytes=used,
+                reserved_bytes=view.reserved_bytes,
+                idle_bytes=view.idle_bytes,
+                external_bytes=view.external_bytes,
+                at=time.time(),
+            )
+
+    def _name(self, uuid: str) -> str:
+        return self._devices[uuid].name
+
+
+def device_status(view: DeviceView) -> DeviceStatus:
+    """A device's account as the screens draw it."""
+    return DeviceStatus(
+        name=view.name,
+        uuid=view.uuid,
+        kind=str(view.kind),
+        virtual=view.virtual,
+        total_bytes=view.total_bytes,
+        free_bytes=view.free_bytes,
+        reserved_bytes=view.reserved_bytes,
+        idle_bytes=view.idle_bytes,
+        external_bytes=view.external_bytes,
+        running=view.running,
+        done=view.done,
+        problem=view.problem,
+    )
+
+
+def write_status(run_dir: Path, status: RunStatus) -> None:
+    """Put status.json in its place, whole."""
+    partial = run_dir / ".status.json.part"
+    partial.write_text(json.dumps(asdict(status)))
+    os.replace(partial, run_dir / "status.json")
+
+
+_OUTCOME_NAMES: dict[type[Outcome], str] = {
+    Done: "done",
+    OutOfMemory: "out_of_memory",
+    Failed: "failed",
+    Refused: "refused",
+    WorkerDied: "worker_died",
+    TimedOut: "timed_out",
+}
+
+
+def outcome_detail(outcome: Outcome) -> dict[str, Any]:
+    """An outcome's own words and figures, as plain JSON types."""
+    match outcome:
+        case Done():
+            return {
+                "device_peak_bytes": outcome.device_peak_bytes,
+                "host_peak_bytes": outcome.host_peak_bytes,
+                "duration_s": outcome.duration_s,
+                "attributed": outcome.attributed,
+            }
+        case OutOfMemory():
+            return {"error": outcome.error, "peak_bytes": outcome.peak_bytes, "on_host": outcome.on_host}
+        case Failed():
+            return {"error": outcome.error}
+        case _:
+            return {"reason": outcome.reason}

@@ -1,0 +1,212 @@
+"""`run(config)`: the main job, from a config to finished outputs and an account of what ran where."""
+
+import hashlib
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from scheduler.config.model import RunConfig
+from scheduler.core.dispatcher import Dispatcher
+from scheduler.core.model import DeviceKind, Job, JobPlan, Placement
+from scheduler.core.policy import OnPressure, Policy
+from scheduler.execution.attempt import AttemptTask, OutputTarget
+from scheduler.execution.cluster import local_cluster
+from scheduler.execution.devices import open_devices
+from scheduler.execution.driver import Driver
+from scheduler.execution.fleet import Fleet
+from scheduler.execution.plans import job_plans, step_types
+from scheduler.execution.prepare import PreparedJob, PreparedRun, prepare
+from scheduler.execution.record import JournalRecord
+from scheduler.execution.status import RunStatus, RunSummary
+from scheduler.execution.usable import installed, problems_here
+from scheduler.execution.worker import StackyardWorker, WorkerSettings, read_worker_pids
+from scheduler.host.estimates import default_estimates_path, load_estimates, save_estimates
+from scheduler.host.probes import Discovery
+from scheduler.host.reservations import Reservations
+from scheduler.images.outputs import remove_partials
+
+Form = tuple[tuple[int, int, int], str]
+Usable = Mapping[DeviceKind, tuple[str, ...]]
+
+
+def run(
+    config: RunConfig,
+    *,
+    overwrite: bool = False,
+    on_status: Callable[[RunStatus], None] | None = None,
+    stop: threading.Event | None = None,
+) -> RunSummary:
+    """Run a config's jobs on an embedded cluster and return how it ended.
+
+    Starts worker processes, which import the caller's main module again: a script calls this below
+    `if __name__ == "__main__":`.
+
+    Parameters
+    ----------
+    overwrite
+        Replace outputs that exist; without it they are an error before anything starts.
+    on_status
+        Called a few times a second, in this thread, with the state of the run.
+    stop
+        Set it to stop: nothing more is started, what runs gets ten seconds, what is done is kept.
+
+    Raises
+    ------
+    InputError, OutputError, StepError, DevicesError
+        Nothing was started: the input, the output folder, a step or a device can't be used.
+    """
+    prepared = prepare(config, overwrite=overwrite)
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    discovery = open_devices(config, run_id=run_id, jobs=len(prepared.jobs))
+    try:
+        names = step_types(step.step for step in prepared.steps)
+        kinds = {device.kind for device in discovery.devices if device.slots}
+        usable = {kind: installed(names, kind) for kind in kinds}
+        plans = plans_by_form(prepared, usable)
+        return _Run(prepared, discovery, run_id, overwrite, on_status).carry_out(plans, usable, stop)
+    finally:
+        discovery.close()
+
+
+def plans_by_form(prepared: PreparedRun, usable: Usable) -> dict[Form, tuple[JobPlan, ...]]:
+    """The plans for each shape and dtype among the stacks. Raises StepError if a stack can run nowhere."""
+    forms = {(job.source.shape, job.source.dtype) for job in prepared.jobs if not job.source.problem}
+    return {form: job_plans(prepared.steps, *form, usable) for form in sorted(forms)}
+
+
+class _Run:
+    """One run under way: its folder, its record, and what its parts need of each other."""
+
+    def __init__(
+        self,
+        prepared: PreparedRun,
+        discovery: Discovery,
+        run_id: str,
+        overwrite: bool,
+        on_status: Callable[[RunStatus], None] | None,
+    ) -> None:
+        self.prepared = prepared
+        self.config = prepared.config
+        self.discovery = discovery
+        self.devices = discovery.devices
+        self.run_id = run_id
+        self.overwrite = overwrite
+        self.jobs = {job.job_id: job for job in prepared.jobs}
+        self.run_dir = self.config.output.path / ".stackyard" / run_id
+        self.run_dir.mkdir(parents=True)
+        self.record = JournalRecord(self.run_dir, self.config.model_dump(mode="json"), on_status=on_status)
+        self.record.add_devices(self.devices)
+        for job in prepared.jobs:
+            self.record.add_job(
+                job.job_id, output=str(job.output), shape=job.source.shape, dtype=job.source.dtype
+            )
+        for problem in discovery.problems:
+            self.record.remark(problem)
+
+    def carry_out(
+        self, plans: dict[Form, tuple[JobPlan, ...]], usable: Usable, stop: threading.Event | None
+    ) -> RunSummary:
+        """Start the cluster, run every job, and sum up."""
+        memory = self.config.memory
+        policy = Policy(
+            on_pressure=OnPressure(memory.on_pressure),
+            reproducible=memory.reproducible,
+            max_failures=self.config.jobs.max_failures,
+        )
+        estimates_path = default_estimates_path()
+        dispatcher = Dispatcher(policy, self.devices, load_estimates(estimates_path))
+        host = next(device for device in self.devices if device.kind is DeviceKind.CPU)
+        settings = WorkerSettings(self.run_id, str(self.run_dir), self.devices, virtual_tag=self.run_id)
+        state = "failed"
+        try:
+            with (
+                Reservations(run=self.run_id) as reservations,
+                local_cluster(self.devices, host_limit=host.total_bytes) as client,
+            ):
+                client.register_plugin(StackyardWorker(settings))
+                fleet = Fleet(client, {device.uuid: device for device in self.devices})
+                plans = self._working_plans(plans, usable, fleet)
+                driver = Driver(
+                    fleet,
+                    dispatcher,
+                    self.record,
+                    make_task=self._task,
+                    take_snapshots=lambda: self.discovery.snapshots(reservations),
+                )
+                state = driver.run([self._job(job, plans) for job in self.prepared.jobs], stop)
+        finally:
+            remove_partials({job.output.parent for job in self.prepared.jobs}, read_worker_pids(self.run_dir))
+            summary = self.record.end(
+                state, dispatcher.device_view(), interrupted=state == "interrupted"
+            )
+        save_estimates(dispatcher.estimates, estimates_path)
+        return summary
+
+    def _working_plans(
+        self, plans: dict[Form, tuple[JobPlan, ...]], usable: Usable, fleet: Fleet
+    ) -> dict[Form, tuple[JobPlan, ...]]:
+        """Plans whose memory types work in the GPUs' workers; an installed library may see no device there."""
+        usable = dict(usable)
+        checked: set[tuple[str, str]] = set()
+        while True:
+            wanted = {
+                (device.uuid, name)
+                for device in self.devices
+                if device.kind is not DeviceKind.CPU
+                for forms in plans.values()
+                for plan in forms
+                if device.kind in plan.device_kinds
+                for name in plan.memory_types
+                if name != "numpy"
+            }
+            if wanted <= checked:
+                return plans
+            for device in self.devices:
+                names = sorted(name for uuid, name in wanted - checked if uuid == device.uuid)
+                if not names:
+                    continue
+                problems = fleet.submit(problems_here, names, device=device.uuid, key=f"check-{device.uuid}-{names}")
+                broken = problems.result()
+                usable[device.kind] = tuple(name for name in usable[device.kind] if name not in broken)
+                for name, problem in broken.items():
+                    self.record.remark(f"{device.name}: {name} isn't used: {problem}")
+            checked |= wanted
+            plans = plans_by_form(self.prepared, usable)
+
+    def _job(self, job: PreparedJob, plans: dict[Form, tuple[JobPlan, ...]]) -> Job:
+        source = job.source
+        # A stack that can't be read has no form: any plan will do to have its problem told.
+        form_plans = plans.get((source.shape, source.dtype)) or next(iter(plans.values()))
+        chain = [[step.use, step.parameters, step.step.memory_types] for step in self.prepared.steps]
+        digest = hashlib.sha256(json.dumps(chain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        family = f"{digest}:{source.dtype}"
+        return Job(
+            job.job_id,
+            kind=f"{family}:{'x'.join(map(str, source.shape))}",
+            family=family,
+            plans=form_plans,
+            priority=self.config.jobs.priority,
+            timeout_s=self.config.jobs.timeout_s,
+        )
+
+    def _task(self, placement: Placement) -> AttemptTask:
+        job = self.jobs[placement.job_id]
+        return AttemptTask(
+            job_id=job.job_id,
+            number=placement.attempt,
+            source=job.source,
+            steps=self.prepared.specs,
+            memory_types=placement.plan.memory_types,
+            device_bytes=placement.reserve_bytes,
+            host_bytes=placement.host_bytes,
+            output=OutputTarget(
+                path=str(job.output),
+                format=self.config.output.format,
+                overwrite=self.overwrite,
+                provenance={"stackyard": version("stackyard"), "run": self.run_id},
+            ),
+        )
