@@ -10,7 +10,7 @@ from scheduler.images.errors import ImageError
 from scheduler.images.stack import PhysicalSize, PlaneRef, StackSource
 
 # the fields that axes inside a file give
-FILE_FIELDS = ("z", "channel", "time", "sample", "image")
+FILE_FIELDS = ("z", "channel", "time", "sample", "image", "well", "site")
 _FIELD_OF_AXIS = {"Z": "z", "C": "channel", "T": "time"}
 
 
@@ -30,28 +30,22 @@ class Layout:
     dtype: str
     physical_size_um: PhysicalSize | None = None
     channel_names: tuple[str | None, ...] = ()
+    fields: tuple[tuple[str, str], ...] = ()
     problem: str = ""
 
 
 def stacks_of(layouts: list[Layout], stack_along: str, path: str) -> list[StackSource]:
     """One StackSource for each combination of the axes other than `stack_along`.
 
-    Axes longer than 1 become fields with the position as value: `channel`, `time`, `sample` (of RGB), and
-    `image` where the file holds several images.
+    Axes longer than 1 become fields with the position as value: `channel`, `time`, `sample` (of RGB). They
+    come after the fields of the image itself: `image` in a file of several, `well` and `site` in a plate.
     """
-    several = len(layouts) > 1
-    return [
-        source
-        for index, layout in enumerate(layouts)
-        for source in _stacks(layout, stack_along, path, (("image", str(index)),) if several else ())
-    ]
+    return [source for layout in layouts for source in _stacks(layout, stack_along, path)]
 
 
-def _stacks(
-    layout: Layout, stack_along: str, path: str, image: tuple[tuple[str, str], ...]
-) -> Iterator[StackSource]:
+def _stacks(layout: Layout, stack_along: str, path: str) -> Iterator[StackSource]:
     if layout.problem:
-        yield broken(image, (PlaneRef(path),), layout.problem)
+        yield broken(layout.fields, (PlaneRef(path),), layout.problem)
         return
     names = _axis_names(layout, stack_along, path)
     grid = np.arange(math.prod(layout.sizes)).reshape(layout.sizes)
@@ -72,7 +66,7 @@ def _stacks(
         name = layout.channel_names[channel] if channel < len(layout.channel_names) else None
         planes = tuple(layout.planes[int(plane)] for plane in grid[position])
         whole = StackSource(
-            fields=image + tuple(fields),
+            fields=layout.fields + tuple(fields),
             planes=planes,
             shape=(len(planes), *layout.plane_shape),
             dtype=layout.dtype,

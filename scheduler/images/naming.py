@@ -4,10 +4,24 @@ import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from scheduler.images.atomic import partial_path
 from scheduler.images.errors import OutputError
 from scheduler.images.patterns import nearest
 
-SUFFIXES = {"tiff": ".tif", "ome-tiff": ".ome.tif"}
+SUFFIXES = {"tiff": ".tif", "ome-tiff": ".ome.tif", "ome-zarr": ".ome.zarr"}
+
+
+def check_output_folder(folder: str | Path) -> Path:
+    """Create the folder if need be and see that files can be made in it; OutputError says why not."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = partial_path(folder / "probe")
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"output folder {folder} can't be written: {error.strerror or error}") from error
+    return folder
 
 
 def output_path(folder: str | Path, template: str, fields: Mapping[str, str], format: str) -> Path:
@@ -23,6 +37,14 @@ def output_path(folder: str | Path, template: str, fields: Mapping[str, str], fo
         takes out of the folder.
     """
     suffix = suffix_of(format)
+    parts = rendered(template, fields)
+    if not parts[-1].endswith(suffix):
+        parts[-1] += suffix
+    return contained(Path(folder), parts)
+
+
+def rendered(template: str, fields: Mapping[str, str]) -> list[str]:
+    """The parts of the path that the template gives; OutputError for one that isn't a name."""
     for name, value in fields.items():
         if "/" in value or "\0" in value or value in ("", ".", ".."):
             raise OutputError(f"field {name} is {value!r}, which can't be part of a file name")
@@ -35,10 +57,13 @@ def output_path(folder: str | Path, template: str, fields: Mapping[str, str], fo
         raise OutputError(
             f"output name {template!r} gives {relative!r}, which isn't a name in the output folder"
         )
+    return parts
+
+
+def contained(folder: Path, parts: Sequence[str]) -> Path:
+    """The path of these parts under `folder`; OutputError if a link takes it elsewhere."""
     path = Path(folder, *parts)
-    if not path.name.endswith(suffix):
-        path = path.with_name(path.name + suffix)
-    inside = Path(folder).resolve()
+    inside = folder.resolve()
     if not path.parent.resolve().is_relative_to(inside):
         raise OutputError(
             f"{path} is outside of the output folder {inside}: a link leads to {path.parent.resolve()}"

@@ -101,6 +101,13 @@ def read_stack(source: StackSource, out: np.ndarray[Any, Any], *, threads: int =
     expected = f"in the stack {source.name}, which begins with {source.planes[0].path}"
     z = 0
     for path, refs in groupby(source.planes, key=attrgetter("path")):
+        if Path(path).is_dir():
+            from scheduler.images.zarr_in import read_zarr_planes
+
+            pages = [ref.page for ref in refs]
+            read_zarr_planes(path, pages, out[z : z + len(pages)], expected=expected)
+            z += len(pages)
+            continue
         with opened(path) as file:
             for ref in refs:
                 read_plane(file, ref, out[z], expected=expected, threads=threads)
@@ -183,6 +190,10 @@ def _stacks_from_files(
 def _describe(path: str, along: str) -> list[StackSource]:
     from scheduler.images.tiff_layouts import describe_tiff
 
+    if Path(path).is_dir():
+        from scheduler.images.zarr_in import describe_zarr
+
+        return stacks_of(describe_zarr(path), along, path)
     return stacks_of(describe_tiff(path), along, path)
 
 

@@ -42,7 +42,7 @@ def _ome_layouts(file: tifffile.TiffFile, path: str) -> list[Layout]:
     except OmeXmlError as error:
         raise ImageError(f"{path}: {error}") from error
     layouts = []
-    for image in images:
+    for index, image in enumerate(images):
         page = file.pages[image.pages[0] if image.pages else 0]
         height, width, samples = plane_shape(page, path)
         check_plausible(page, path)
@@ -61,6 +61,7 @@ def _ome_layouts(file: tifffile.TiffFile, path: str) -> list[Layout]:
                 dtype=page.dtype.name,
                 physical_size_um=image.physical_size_um,
                 channel_names=image.channel_names,
+                fields=(("image", str(index)),) if len(images) > 1 else (),
                 problem=f"{path}: {image.problem}" if image.problem else "",
             )
         )

@@ -37,6 +37,7 @@ def write_tiff(
     physical_size_um: PhysicalSize | None,
     channel_name: str | None,
     provenance: Mapping[str, Any],
+    compression: str = "default",
 ) -> None:
     """Write a checked [Z, Y, X] array as `ome-tiff` or `tiff` to an open file; sizes in µm."""
     ome = format == "ome-tiff"
@@ -59,6 +60,7 @@ def write_tiff(
             metadata["MapAnnotation"] = {**texts, "Namespace": "stackyard/provenance"}
     else:
         metadata |= {"ChannelName": channel_name, "Provenance": texts}
+    packed = compression not in ("default", "none")
     contiguous = array.flags.c_contiguous and array.dtype.isnative
     with tifffile.TiffWriter(file, bigtiff=array.nbytes > BIGTIFF_BYTES, ome=ome, shaped=not ome) as writer:
         writer.write(
@@ -69,6 +71,9 @@ def write_tiff(
             photometric="minisblack",
             metadata=metadata,
             software="stackyard",
+            compression=compression if packed else None,
+            # neighbouring pixels differ by little: their differences pack better
+            predictor=packed and array.dtype.kind in "iuf",
             **resolution,
         )
 

@@ -1,0 +1,159 @@
+"""Where the outputs of a run go, and what must be there before the first job: the metadata of plates.
+
+An OME-Zarr plate is asked for by an output name whose first part ends in `.zarr`:
+
+    output: {path: out, format: ome-zarr, name: "plate1.ome.zarr/{well}/{site}"}
+
+Stacks that differ in `channel` alone then become channels of one image.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scheduler.images.errors import OutputError
+from scheduler.images.naming import check_output_folder, contained, output_paths, rendered
+from scheduler.images.options import DEFAULT_OPTIONS, WriteOptions
+from scheduler.images.patterns import natural_key
+from scheduler.images.stack import StackSource
+
+_WELL = re.compile(r"([A-Za-z]+)[-_ ]?([0-9]+)")
+_ALPHANUMERIC = re.compile(r"[A-Za-z0-9]+")  # all that the specification allows in a plate
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTarget:
+    """Where a stack is written: a file or image of its own, or channel `channel` of an image's `channels`."""
+
+    path: Path
+    channel: int | None = None
+    channels: int = 1
+
+
+def plan_outputs(
+    folder: str | Path, template: str, sources: Sequence[StackSource], format: str
+) -> list[OutputTarget]:
+    """The target of each source, all of them different; nothing is written.
+
+    Raises
+    ------
+    OutputError
+        As output_path, or two stacks would be written to one place, or a plate's name isn't
+        `NAME.zarr/{well}/{site}` or `NAME.zarr/{row}/{column}/{site}`.
+    """
+    if not _is_plate(template, format):
+        fields = [dict(source.fields) for source in sources]
+        return [OutputTarget(path) for path in output_paths(folder, template, fields, format)]
+    images: dict[Path, list[StackSource]] = {}
+    for source in sources:
+        images.setdefault(_image_path(Path(folder), template, source), []).append(source)
+    targets: dict[StackSource, OutputTarget] = {}
+    for path, members in images.items():
+        _check_differ_in_channel(template, path, members)
+        members.sort(key=lambda source: natural_key(dict(source.fields).get("channel", "")))
+        for channel, source in enumerate(members):
+            targets[source] = OutputTarget(path, channel, len(members))
+    return [targets[source] for source in sources]
+
+
+def prepare_output(
+    folder: str | Path,
+    template: str,
+    sources: Sequence[StackSource],
+    format: str,
+    *,
+    options: WriteOptions = DEFAULT_OPTIONS,
+    overwrite: bool = False,
+) -> list[OutputTarget]:
+    """Plan the outputs, make the folder, and write the metadata of plates, wells and their images.
+
+    To be called once, before the first job. Metadata that is there already and says the same stays, so that a
+    run can be resumed. Sources with a `problem` have targets too, but no place in a plate.
+
+    Raises
+    ------
+    OutputError
+        As plan_outputs, or the folder can't be written.
+    FileExistsError
+        A plate of that name is there with other wells or images, and `overwrite` is False.
+    """
+    targets = plan_outputs(folder, template, sources, format)
+    check_output_folder(folder)
+    if not _is_plate(template, format):
+        return targets
+    from scheduler.images.ngff import image_attributes, plate_attributes, well_attributes
+    from scheduler.images.zarr_out import level_scales, write_group
+
+    images: dict[Path, list[StackSource]] = {}
+    for source, target in sorted(zip(sources, targets, strict=True), key=lambda pair: pair[1].channel or 0):
+        if not source.problem:
+            images.setdefault(target.path, []).append(source)
+    plates: dict[Path, dict[tuple[str, str], list[str]]] = {}
+    for path in sorted(images, key=lambda path: [natural_key(part) for part in path.parts]):
+        well = path.parent
+        wells = plates.setdefault(well.parent.parent, {})
+        wells.setdefault((well.parent.name, well.name), []).append(path.name)
+    version = options.zarr_version
+    for plate, wells in plates.items():
+        most = max(len(names) for names in wells.values())
+        name = plate.name.partition(".")[0]
+        write_group(plate, version, plate_attributes(version, name, list(wells), most), overwrite=overwrite)
+        for (row, column), names in wells.items():
+            write_group(plate / row, version, {}, overwrite=overwrite)
+            write_group(plate / row / column, version, well_attributes(version, names), overwrite=overwrite)
+    for path, members in images.items():
+        attributes = image_attributes(
+            version,
+            path.name,
+            axes="czyx",
+            levels=level_scales(options.levels, 4),
+            physical_size_um=members[0].physical_size_um,
+            channel_names=[_channel_label(source) for source in members],
+        )
+        write_group(path, version, attributes, overwrite=overwrite)
+    return targets
+
+
+def _is_plate(template: str, format: str) -> bool:
+    head, _, inner = template.partition("/")
+    return format == "ome-zarr" and bool(inner) and head.endswith(".zarr")
+
+
+def _image_path(folder: Path, template: str, source: StackSource) -> Path:
+    plate, *inner = rendered(template, dict(source.fields))
+    if len(inner) == 2:
+        found = _WELL.fullmatch(inner[0])
+        if found is None:
+            raise OutputError(f"{inner[0]!r} isn't a well of a plate, as A01 is")
+        inner = [found[1], found[2], inner[1]]
+    if len(inner) != 3:
+        raise OutputError(
+            f"output name {template!r}: a plate's images are NAME.zarr/{{well}}/{{site}} or "
+            "NAME.zarr/{row}/{column}/{site}"
+        )
+    for part in inner:
+        if _ALPHANUMERIC.fullmatch(part) is None:
+            raise OutputError(
+                f"output name {template!r} gives {part!r}, but a plate has letters and digits only"
+            )
+    return contained(folder, [plate, *inner])
+
+
+def _check_differ_in_channel(template: str, path: Path, members: Sequence[StackSource]) -> None:
+    seen: dict[str, Mapping[str, str]] = {}
+    first = dict(members[0].fields)
+    for source in members:
+        fields = dict(source.fields)
+        other = [name for name in fields if name != "channel" and fields[name] != first.get(name)]
+        if other or fields.get("channel", "") in seen:
+            hint = (
+                f"put {{{other[0]}}} into it" if other else "only stacks of different channels share an image"
+            )
+            raise OutputError(f"output name {template!r} gives {path} for both {first} and {fields}; {hint}")
+        seen[fields.get("channel", "")] = fields
+
+
+def _channel_label(source: StackSource) -> str | None:
+    channel = dict(source.fields).get("channel")
+    return source.channel_name or (f"channel {channel}" if channel is not None else None)

@@ -1,0 +1,265 @@
+"""One stack as an OME-Zarr image, or as one channel of an image that several jobs write."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+import zarr.codecs
+
+from scheduler.images.atomic import atomic_file, partial_path, refuse_existing, sync_folder
+from scheduler.images.errors import OutputError
+from scheduler.images.ngff import VERSIONS, image_attributes, ome_attributes
+from scheduler.images.options import WriteOptions
+from scheduler.images.stack import PhysicalSize
+
+_CHUNK_BYTES = 1 << 20  # several small planes share a chunk of about this size
+_CHUNK_EDGE = 1024
+# what is averaged in a pyramid; other dtypes may hold labels, of which an average means nothing
+_AVERAGED = frozenset({"uint8", "int8", "uint16", "int16", "float16", "float32", "float64"})
+
+
+def write_image(
+    path: Path,
+    array: np.ndarray[Any, Any],
+    options: WriteOptions,
+    *,
+    physical_size_um: PhysicalSize | None,
+    channel_name: str | None,
+    provenance: Mapping[str, Any],
+    overwrite: bool,
+) -> None:
+    """Write `array` [Z, Y, X] as an image group, which is renamed to `path` when it is complete."""
+    refuse_existing(path, overwrite=overwrite)
+    levels = list(pyramid(array, options.levels))
+    attributes = image_attributes(
+        options.zarr_version,
+        path.name.partition(".")[0],
+        axes="zyx",
+        levels=level_scales(len(levels), 3),
+        physical_size_um=physical_size_um,
+        channel_names=[channel_name] if channel_name else [],
+        provenance=provenance,
+    )
+    with _building(path.parent) as partial:
+        write_group(partial, options.zarr_version, attributes)
+        for index, level in enumerate(levels):
+            _new_array(partial, index, level.shape, level.dtype, options, "zyx")[...] = level
+        refuse_existing(path, overwrite=overwrite)
+        _put(partial, path)
+
+
+def write_channel(
+    path: Path,
+    array: np.ndarray[Any, Any],
+    options: WriteOptions,
+    *,
+    channel: int,
+    channels: int,
+    provenance: Mapping[str, Any],
+    overwrite: bool,
+) -> None:
+    """Write `array` [Z, Y, X] as channel `channel` of `channels` of the image group at `path`, which exists.
+
+    A channel's chunks are one folder in each level, renamed into place when it is complete, the full
+    resolution last. All jobs of an image write the same array metadata; OutputError if this one's shape or
+    dtype differs.
+    """
+    version = options.zarr_version
+    group = zarr.open_group(path, mode="r", use_consolidated=False)
+    declared = ome_attributes(group.attrs.asdict())["multiscales"][0]["datasets"]
+    levels = list(pyramid(array, len(declared)))
+    if len(levels) < len(declared):
+        raise OutputError(
+            f"{path} has {len(declared)} levels, but {array.shape} can be halved {len(levels) - 1} times"
+        )
+    refuse_existing(_channel_folder(path, 0, channel, version), overwrite=overwrite)
+    with _building(path) as partial:
+        for index, level in enumerate(levels):
+            shape = (channels, *level.shape)
+            _new_array(partial, index, shape, level.dtype, options, "czyx")[channel] = level
+        for index in reversed(range(len(levels))):
+            _share_metadata(partial / str(index), path / str(index))
+            chunks = _channel_folder(path, index, channel, version)
+            chunks.parent.mkdir(exist_ok=True)
+            if index == 0:
+                refuse_existing(chunks, overwrite=overwrite)
+            _put(_channel_folder(partial, index, channel, version), chunks)
+    with atomic_file(path / f"provenance-c{channel}.json", overwrite=True) as file:
+        file.write(json.dumps(dict(provenance), indent=1, default=str).encode())
+
+
+def check_zarr(array: np.ndarray[Any, Any]) -> None:
+    """OutputError if OME-Zarr has no such dtype."""
+    if array.dtype.kind not in "biufc":
+        raise OutputError(f"ome-zarr has no {array.dtype}; convert it to numbers")
+
+
+def verify_image(path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], channel: int | None) -> bool:
+    """Whether the full resolution has this shape and dtype, and all chunks of it (of the channel) are there."""
+    try:
+        array = zarr.open_array(path / "0", mode="r")
+    except (OSError, ValueError, KeyError):  # not there, not Zarr, or metadata cut short
+        return False
+    if array.shape[-3:] != shape or array.dtype != dtype or array.ndim != (3 if channel is None else 4):
+        return False
+    version = "0.5" if array.metadata.zarr_format == 3 else "0.4"
+    if channel is None:
+        folder = _chunk_folder(path, 0, version)
+        expected = array.nchunks
+    else:
+        folder = _channel_folder(path, 0, channel, version)
+        expected = array.nchunks // array.shape[0]
+    found = sum(
+        len([name for name in names if not name.startswith(".") and name != "zarr.json"])
+        for _, _, names in os.walk(folder)
+    )
+    return found == expected
+
+
+def write_group(path: Path, version: str, attributes: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    """A group with these attributes at `path`, in the Zarr format of the OME-Zarr version.
+
+    A group that is there already with the same attributes stays as it is; FileExistsError if they differ and
+    `overwrite` is False.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    if VERSIONS[version] == 3:
+        files = {"zarr.json": {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}}
+    else:
+        files = {".zattrs": dict(attributes), ".zgroup": {"zarr_format": 2}}
+    for name, described in files.items():
+        content = json.dumps(described, indent=1, ensure_ascii=False, default=str).encode()
+        if (path / name).is_file() and (path / name).read_bytes() == content:
+            continue
+        with atomic_file(path / name, overwrite=overwrite, durable=False) as file:
+            file.write(content)
+
+
+def pyramid(array: np.ndarray[Any, Any], levels: int) -> Iterator[np.ndarray[Any, Any]]:
+    """The array and smaller ones, each half as high and wide; it ends early where there is nothing to halve.
+
+    Averages of 2 × 2 pixels, rounded for integers; every second pixel of bool and of 32- and 64-bit integers,
+    which may be labels. Odd edges are cut.
+    """
+    yield array
+    for _ in range(levels - 1):
+        _, height, width = array.shape
+        if min(height, width) < 2:
+            return
+        even = array[:, : height // 2 * 2, : width // 2 * 2]
+        if array.dtype.name in _AVERAGED:
+            # float32 holds the sum of four 16-bit integers exactly
+            exact = np.float64 if array.dtype == np.float64 else np.float32
+            rows = np.add(even[:, ::2], even[:, 1::2], dtype=exact)
+            mean = (rows[:, :, ::2] + rows[:, :, 1::2]) / exact(4)
+            array = (np.rint(mean) if array.dtype.kind in "iu" else mean).astype(array.dtype)
+        else:
+            array = even[:, ::2, ::2]
+        yield array
+
+
+def level_scales(levels: int, ndim: int) -> list[list[float]]:
+    """Each level's pixel size relative to the first, for axes that end in y and x."""
+    return [[1.0] * (ndim - 2) + [2.0**level] * 2 for level in range(levels)]
+
+
+def _new_array(
+    group: Path, level: int, shape: tuple[int, ...], dtype: np.dtype[Any], options: WriteOptions, axes: str
+) -> zarr.Array[Any]:
+    wanted = options.chunks or _default_chunks(shape[-3:], dtype.itemsize)
+    chunks = tuple(min(chunk, length) for chunk, length in zip(wanted, shape[-3:], strict=True))
+    old = VERSIONS[options.zarr_version] == 2
+    return zarr.create_array(
+        group / str(level),
+        shape=shape,
+        dtype=dtype.newbyteorder("="),
+        chunks=(1,) * (len(shape) - 3) + chunks,
+        compressors=_compressor(options.compression, old=old),
+        zarr_format=2 if old else 3,
+        chunk_key_encoding={"name": "v2" if old else "default", "separator": "/"},
+        dimension_names=None if old else list(axes),
+        # a chunk of zeros is written too, so that a missing one is a missing one
+        config={"write_empty_chunks": True},
+    )
+
+
+def _default_chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, int, int]:
+    _, height, width = shape
+    edge_y, edge_x = min(height, _CHUNK_EDGE), min(width, _CHUNK_EDGE)
+    return max(1, _CHUNK_BYTES // (edge_y * edge_x * itemsize)), edge_y, edge_x
+
+
+def _compressor(compression: str, *, old: bool) -> Any:
+    if compression == "none":
+        return None
+    if compression == "zlib":
+        return {"id": "zlib", "level": 6} if old else zarr.codecs.GzipCodec(level=6)
+    if compression in ("default", "zstd"):
+        return {"id": "zstd", "level": 3} if old else zarr.codecs.ZstdCodec(level=3)
+    raise OutputError(f"ome-zarr has no compression {compression!r}; it has zstd, zlib and none")
+
+
+def _chunk_folder(image: Path, level: int, version: str) -> Path:
+    return image / str(level) / "c" if version == "0.5" else image / str(level)
+
+
+def _channel_folder(image: Path, level: int, channel: int, version: str) -> Path:
+    return _chunk_folder(image, level, version) / str(channel)
+
+
+def _share_metadata(ours: Path, theirs: Path) -> None:
+    """Put the array's metadata where it isn't yet; where it is it must be the same."""
+    theirs.mkdir(exist_ok=True)
+    for name in ("zarr.json", ".zarray"):
+        if not (ours / name).exists():
+            continue
+        content = (ours / name).read_bytes()
+        if not (theirs / name).exists():
+            with atomic_file(theirs / name, overwrite=True) as file:
+                file.write(content)
+        there = json.loads((theirs / name).read_bytes())
+        wanted = json.loads(content)
+        differ = sorted(key for key in wanted if there.get(key) != wanted[key])
+        if differ:
+            figures = ", ".join(f"{key} {wanted[key]} but {there.get(key)} is there" for key in differ[:3])
+            raise OutputError(f"{theirs}: this channel doesn't fit the others: {figures}")
+
+
+@contextmanager
+def _building(parent: Path) -> Iterator[Path]:
+    """A folder of a temporary name, flushed to the disk by _put, gone at the end unless it was renamed."""
+    partial = partial_path(parent / "folder")
+    partial.mkdir()
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put(partial: Path, path: Path) -> None:
+    """Rename a complete folder to `path`; what was there goes."""
+    for folder, _, names in os.walk(partial):
+        for name in names:
+            descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_folder(Path(folder))
+    if os.path.lexists(path):
+        aside = partial_path(path)
+        os.rename(path, aside)
+        os.rename(partial, path)
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink()
+    else:
+        os.rename(partial, path)
+    sync_folder(path.parent)
