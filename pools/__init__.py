@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pools.array_pool import ArrayPool as ArrayPool
+    from pools.coordinator import DeviceMemory as DeviceMemory
     from pools.errors import ForkedPoolError as ForkedPoolError
     from pools.errors import LeaseEndedError as LeaseEndedError
     from pools.errors import LiveAliasError as LiveAliasError
     from pools.errors import PoolExhaustedError as PoolExhaustedError
     from pools.holder import held_by as held_by
     from pools.lease import Lease as Lease
+    from pools.oom import is_oom as is_oom
     from pools.pool_set import PoolSet as PoolSet
+    from pools.pressure import PressureWatcher as PressureWatcher
     from pools.stats import LeaseInfo as LeaseInfo
     from pools.stats import PoolStats as PoolStats
     from pools.virtual import Charge as Charge
@@ -25,6 +28,7 @@ _HOME = {
     "ArrayPool": "pools.array_pool",
     "Charge": "pools.virtual",
     "ChargeInfo": "pools.virtual",
+    "DeviceMemory": "pools.coordinator",
     "ForkedPoolError": "pools.errors",
     "Lease": "pools.lease",
     "LeaseEndedError": "pools.errors",
@@ -32,9 +36,11 @@ _HOME = {
     "LiveAliasError": "pools.errors",
     "PoolExhaustedError": "pools.errors",
     "PoolSet": "pools.pool_set",
+    "PressureWatcher": "pools.pressure",
     "PoolStats": "pools.stats",
     "VirtualDeviceMemory": "pools.virtual",
     "held_by": "pools.holder",
+    "is_oom": "pools.oom",
 }
 
 __all__ = list(_HOME)

@@ -1,5 +1,6 @@
 """The pool: arrays lent, taken back when nothing sees them any more, and lent again."""
 
+import gc
 import os
 import threading
 from collections import deque
@@ -187,14 +188,19 @@ class ArrayPool:
     def _room(self, size: int, nbytes: int) -> int:
         """Take `size` bytes of the budget, or as few as will do; 0 if no idle memory is left to give."""
         least = self._store.least(nbytes)
+        collected = False
         while True:
-            granted = self.budget.take(size, least)
-            if granted:
+            with self._lock:
+                self._drain()
+            if granted := self.budget.take(size, least):
                 return granted
             short = least - self.budget.free
-            if self.trim(short) == 0 and (self._relieve is None or self._relieve(short, False) == 0):
-                # another thread may have given back between the first try and now
-                return self.budget.take(size, least)
+            if self.trim(short) or (self._relieve is not None and self._relieve(short, False)):
+                continue
+            if collected:
+                return 0
+            gc.collect()  # arrays in reference cycles are nobody's any more
+            collected = True
 
     def _allocate(self, nbytes: int, shape: tuple[int, ...], dtype: Any, holder: Holder) -> Block:
         """A new block. If there is no memory, others give back what is idle, and it is tried once more."""

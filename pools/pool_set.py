@@ -62,10 +62,10 @@ class PoolSet:
         idle_limit: int | str | None = None,
         huge_pages: bool = True,
     ) -> None:
-        self._virtual = dict(virtual_devices or {})
+        self.virtual_devices = dict(virtual_devices or {})
         self._budgets: dict[GpuId, Budget] = {
             HOST: Budget(_half_of_host() if host_limit is None else host_limit),
-            **{gpu_id: Budget(memory.capacity) for gpu_id, memory in self._virtual.items()},
+            **{gpu_id: Budget(memory.capacity) for gpu_id, memory in self.virtual_devices.items()},
             **{gpu_id: Budget(limit) for gpu_id, limit in (device_limits or {}).items()},
         }
         self._idle_limit = idle_limit
@@ -174,7 +174,7 @@ class PoolSet:
                     memory_type=memory_type,
                     device=device,
                     store=store(),
-                    virtual=self._virtual.get(device) if isinstance(device, int) else None,
+                    virtual=self.virtual_devices.get(device) if isinstance(device, int) else None,
                     relieve=lambda nbytes, failed: self._relieve(device, nbytes, failed),
                 )
             return self._pools[key]
@@ -192,7 +192,7 @@ class PoolSet:
 
     def _place(self, backend: Backend, device: GpuId) -> GpuId:
         """The framework's own name for a device; raises DeviceError if it has no such place."""
-        if device in self._virtual and device not in {info.gpu_id for info in backend.devices()}:
+        if device in self.virtual_devices and device not in {info.gpu_id for info in backend.devices()}:
             return backend.validate_gpu_id(HOST)
         return backend.validate_gpu_id(device)
 
@@ -228,10 +228,7 @@ class PoolSet:
         """Make room for one pool: under its limit by trimming the others, after a failure by all means."""
         if failed:
             return self.reclaim(device, nbytes)
-        freed = coordinator.trim(self._on(device), nbytes)
-        if freed < nbytes and gc.collect():
-            freed += coordinator.trim(self._on(device), nbytes - freed)
-        return freed
+        return coordinator.trim(self._on(device), nbytes)
 
     def __enter__(self) -> "PoolSet":
         return self
