@@ -13,8 +13,8 @@ ZARR_VERSIONS = ("0.4", "0.5")
 class WriteOptions:
     """How a stack is stored; the formats that have no such choice ignore it.
 
-    `compression`: `default` is none for TIFF, which every program reads, and zstd for OME-Zarr. OME-Zarr alone
-    has `chunks` (z, y, x), `levels` (of the pyramid, 1 is the full resolution alone) and a `zarr_version`.
+    `compression`: `default` is none for TIFF, which every program reads, and zstd for OME-Zarr. OME-Zarr
+    alone has `chunks` (z, y, x), `levels` (of the pyramid; 1 is the full resolution alone), `zarr_version`.
     """
 
     compression: str = "default"

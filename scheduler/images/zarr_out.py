@@ -101,7 +101,7 @@ def check_zarr(array: np.ndarray[Any, Any]) -> None:
 
 
 def verify_image(path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], channel: int | None) -> bool:
-    """Whether the full resolution has this shape and dtype, and all chunks of it (of the channel) are there."""
+    """Whether the full resolution has this shape and dtype, and all chunks (of the channel) are there."""
     try:
         array = zarr.open_array(path / "0", mode="r")
     except (OSError, ValueError, KeyError):  # not there, not Zarr, or metadata cut short

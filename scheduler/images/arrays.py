@@ -1,0 +1,51 @@
+"""Arrays that a step takes from a file: a flat field, a dark frame, a measured point spread function."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scheduler.images.errors import ImageError
+from scheduler.images.sources import find_stacks, read_stack
+
+
+def read_array(path: str | Path) -> np.ndarray[Any, Any]:
+    """The array in a `.npy` file, [Y, X] or [Z, Y, X], or the one image of a TIFF or OME-Zarr.
+
+    One plane comes as [Y, X], a stack as [Z, Y, X]; dtype as stored, byte order native.
+
+    Raises
+    ------
+    ImageError
+        No such file, damaged, several images or channels in it, or no array of numbers in 2-D or 3-D.
+    """
+    path = Path(path)
+    if path.suffix == ".npy":
+        return _read_npy(path)
+    # braces are a pattern's, and every other character stands for itself but *
+    if not path.exists() or "*" in path.name:
+        raise ImageError(f"{path}: there is no such file")
+    try:
+        sources = find_stacks(path.parent, path.name.replace("{", "{{").replace("}", "}}"))
+    except ValueError as error:
+        raise ImageError(f"{path}: {error}") from error
+    if len(sources) != 1:
+        names = ", ".join(source.name for source in sources[:4])
+        raise ImageError(f"{path}: holds {len(sources)} images where one is wanted: {names}")
+    stack = np.empty(sources[0].shape, sources[0].dtype)
+    read_stack(sources[0], stack)
+    return stack[0] if len(stack) == 1 else stack
+
+
+def _read_npy(path: Path) -> np.ndarray[Any, Any]:
+    try:
+        # a map holds the header against the file's size first; pickles, which run code, are refused
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.array(mapped, dtype=mapped.dtype.newbyteorder("="))
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise ImageError(f"{path}: not a readable .npy file: {error}") from error
+    if array.ndim not in (2, 3) or array.size == 0 or array.dtype.kind not in "biufc":
+        raise ImageError(
+            f"{path}: an array [Y, X] or [Z, Y, X] of numbers is wanted, not {array.dtype} {array.shape}"
+        )
+    return array
