@@ -169,7 +169,9 @@ def _jobs(status: RunStatus) -> RenderableType:
     if status.state != "running":
         words.append(f"  {status.state}", style="yellow")
     ended = status.done + status.failed
-    return Group(words, ProgressBar(total=max(1, status.jobs), completed=ended, complete_style="green"))
+    return Group(
+        words, ProgressBar(total=max(1, status.jobs), completed=ended, complete_style="green", width=60)
+    )
 
 
 def _devices(status: RunStatus) -> Table:

@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from scheduler.config import ConfigError, load_config
+from scheduler.execution.devices import DevicesError
 from scheduler.images.errors import InputError, OutputError
 from scheduler.screens.check import check_steps
 from scheduler.screens.consoles import output_console
@@ -24,7 +25,7 @@ def run_command(path: Path, *, overwrite: bool, as_json: bool, quiet: bool, debu
     from scheduler.execution.run import run
 
     with (
-        errors_as_messages(debug=debug, unusable=(InputError, OutputError, StepError)),
+        errors_as_messages(debug=debug, unusable=(InputError, OutputError, StepError, DevicesError)),
         progress_on(errors, quiet=quiet) as progress,
         stop_on_signals(progress.say) as stop,
     ):

@@ -11,7 +11,7 @@ from scheduler.screens.exits import errors_as_messages, print_json
 from scheduler.screens.progress import draw_status
 from scheduler.screens.run_folder import RunFolderError, find_run, read_failures, read_status
 from scheduler.screens.summary import draw_failures
-from scheduler.screens.words import duration_text, printable
+from scheduler.screens.words import duration_text, path_text
 
 # The driver writes once a second; on a busy network folder that may take a while to be seen.
 SILENT_AFTER_S = 30.0
@@ -30,7 +30,7 @@ def status_command(path: Path, *, as_json: bool, debug: bool) -> None:
         print_json({**asdict(status), "age_s": age_s, "failures": [asdict(failure) for failure in failures]})
         return
     console = output_console()
-    console.print(Text.assemble(("Run ", "bold"), printable(str(run_dir))), soft_wrap=True)
+    console.print(Text.assemble(("Run ", "bold"), path_text(run_dir)), soft_wrap=True)
     console.print(draw_status(status, ascii_only=console.options.ascii_only))
     if failures:
         console.print(draw_failures(failures), soft_wrap=not console.is_terminal)

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scheduler.execution.status import JobFailure, RunSummary
-from scheduler.screens.words import count_text, duration_text, printable, rate_text
+from scheduler.screens.words import count_text, duration_text, path_text, printable, rate_text
 
 
 def draw_summary(summary: RunSummary, results: Path) -> RenderableType:
@@ -24,9 +24,9 @@ def draw_summary(summary: RunSummary, results: Path) -> RenderableType:
         parts.append(Text(printable(what), style="yellow"))
     if summary.failures:
         parts.append(draw_failures(summary.failures))
-    parts.append(Text.assemble(("Results  ", "bold"), printable(str(results))))
+    parts.append(Text.assemble(("Results  ", "bold"), path_text(results)))
     if summary.run_dir:
-        parts.append(Text.assemble(("Run      ", "bold"), printable(str(summary.run_dir))))
+        parts.append(Text.assemble(("Run      ", "bold"), path_text(summary.run_dir)))
     return Group(*parts)
 
 

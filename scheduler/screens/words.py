@@ -1,4 +1,6 @@
-"""Figures as people read them. Bytes are `memcore.info.bytes_text`."""
+"""Figures, names and paths as people read them. Bytes are `memcore.info.bytes_text`."""
+
+from pathlib import Path
 
 
 def duration_text(seconds: float) -> str:
@@ -25,6 +27,13 @@ def rate_text(per_s: float) -> str:
 def count_text(number: int, what: str) -> str:
     """ "1 job", "2 jobs"."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def path_text(path: str | Path) -> str:
+    """A path as a person would type it here: relative where it lies below the working directory."""
+    path = Path(path)
+    here = Path.cwd()
+    return printable(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def printable(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scheduler.screens.words import count_text, duration_text, printable, rate_text
+from scheduler.screens.words import count_text, duration_text, path_text, printable, rate_text
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,10 @@ def test_count():
 
 def test_control_codes_and_undecodable_bytes_are_written_out():
     assert printable("a\x1b[31mb\r\tc\udcffd\nä野") == "a\\x1b[31mb\\r\\tc\\udcffd\nä野"
+
+
+def test_paths_are_relative_below_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert path_text(tmp_path / "out/a\nb") == "out/a\nb"
+    assert path_text("/elsewhere/out") == "/elsewhere/out"
+    assert path_text(tmp_path) == "."
