@@ -15,7 +15,9 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 def modules_after(code: str) -> set[str]:
     """Names in `sys.modules` of a fresh interpreter after it ran `code`."""
     script = f"{code}\nimport sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     return set(done.stdout.split())
 
 

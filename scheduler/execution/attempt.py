@@ -34,9 +34,13 @@ class OutputTarget:
 
 @dataclass(frozen=True, slots=True)
 class AttemptTask:
-    """All that a worker needs for one attempt. Bytes; `memory_types` has one for each step."""
+    """All that a worker needs for one attempt. Bytes; `memory_types` has one for each step.
+
+    Attempts of one `kind` have equal footprints.
+    """
 
     job_id: str
+    kind: str
     number: int
     source: StackSource
     steps: tuple[StepSpec, ...]
@@ -78,7 +82,7 @@ def run_attempt(task: AttemptTask) -> AttemptReport:
         if trace:
             log.write(trace)
         if isinstance(outcome, OutOfMemory):
-            # Only now: the traceback, gone with its except block, pinned the arrays that are to be given back.
+            # Only now: the traceback, gone with its except block, pinned arrays that are to be given back.
             gc.collect()
             state.pools.reclaim(0 if state.on_gpu else "cpu", task.device_bytes or task.host_bytes)
             state.report_memory()
@@ -105,11 +109,13 @@ def step_records(state: WorkerState, task: AttemptTask) -> tuple[StepRecord, ...
 def _outcome(state: WorkerState, task: AttemptTask, times: dict[str, float]) -> tuple[Outcome, str]:
     """Run the attempt; returns how it ended, and the text of the traceback if it didn't succeed."""
     peak = HostPeak()
-    began = time.monotonic()
     with state.attempt() as company:
-        if company.alone:
-            peak.start()
         try:
+            # Imports are no part of the job's footprint, nor of its time.
+            step_records(state, task)
+            if company.alone and state.measures(task.kind):
+                peak.start(idle_bytes=state.pools.memory("cpu").idle)
+            began = time.monotonic()
             _carry_out(state, task, times)
         except RefusedError as error:
             return Refused(str(error), error.denial.snapshot), ""
@@ -160,7 +166,7 @@ def _carry_out(state: WorkerState, task: AttemptTask, times: dict[str, float]) -
                 overwrite=task.output.overwrite,
             )
             times["write_s"] = time.monotonic() - began
-            # the name bound by `as` is an alias too: without this the buffer would stay taken until the return
+            # The name bound by `as` is an alias too: with it the buffer would stay taken until the return.
             del result, stack
 
 
@@ -180,7 +186,7 @@ def _context(state: WorkerState, task: AttemptTask, step: ChainStep) -> StepCont
 
 
 def _failure_key(error: BaseException) -> str:
-    """What failures have in common if they are equal: type and place of the innermost cause, not its figures."""
+    """What equal failures have in common: type and place of the innermost cause, not its figures."""
     while error.__cause__ is not None:
         error = error.__cause__
     frames = traceback.extract_tb(error.__traceback__)

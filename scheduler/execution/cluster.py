@@ -24,7 +24,9 @@ def resource_label(device: Device) -> str:
     return f"stackyard-{device.uuid}"
 
 
-def worker_specification(devices: Sequence[Device], *, cores: int, memory_limit: int) -> dict[str, dict[str, Any]]:
+def worker_specification(
+    devices: Sequence[Device], *, cores: int, memory_limit: int
+) -> dict[str, dict[str, Any]]:
     """Nannies for `SpecCluster`: a GPU gets one process with a thread a slot, the CPU a process a slot.
 
     Parameters
@@ -70,7 +72,7 @@ def local_cluster(devices: Sequence[Device], *, host_limit: int) -> Iterator[Cli
     specification = worker_specification(devices, cores=cores, memory_limit=host_limit)
     threads = thread_environment(max(1, cores // max(1, len(specification))))
     settings = {
-        # Admission keeps memory within bounds; Dask would pause or spill on figures that count our idle pools.
+        # Admission bounds memory; Dask would pause or spill on figures that count our idle pools.
         "distributed.worker.memory.target": False,
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,

@@ -19,7 +19,7 @@ def usable_cores() -> int:
 
 
 def open_devices(config: RunConfig, *, run_id: str, jobs: int) -> Discovery:
-    """Find the devices of a run: its GPUs, then this host's CPU with a slot for each core that `jobs` can use.
+    """Find the devices of a run: its GPUs, then this host's CPU with a slot for each core, or job if fewer.
 
     Raises
     ------

@@ -23,7 +23,16 @@ from scheduler.core.events import (
     TimedOut,
     WorkerDied,
 )
-from scheduler.core.instructions import CancelAttempt, Evict, FinishJob, Instruction, Reclaim, Retry, Start, StopRun
+from scheduler.core.instructions import (
+    CancelAttempt,
+    Evict,
+    FinishJob,
+    Instruction,
+    Reclaim,
+    Retry,
+    Start,
+    StopRun,
+)
 from scheduler.core.model import DeviceSnapshot, Job, Placement
 from scheduler.execution.attempt import AttemptReport, AttemptTask, run_attempt
 from scheduler.execution.fleet import Fleet
@@ -89,7 +98,9 @@ class Driver:
         """
         self._unfinished = {job.job_id for job in jobs}
         quit_probing = threading.Event()
-        prober = threading.Thread(target=self._probe, args=(quit_probing,), name="stackyard-probe", daemon=True)
+        prober = threading.Thread(
+            target=self._probe, args=(quit_probing,), name="stackyard-probe", daemon=True
+        )
         prober.start()
         try:
             self._feed(JobsAdded(time.monotonic(), tuple(jobs)))

@@ -68,7 +68,9 @@ class Journal:
         self._connection = connection
 
     @classmethod
-    def create(cls, path: Path, *, version: str, host: str, started_at: float, config: Mapping[str, Any]) -> Self:
+    def create(
+        cls, path: Path, *, version: str, host: str, started_at: float, config: Mapping[str, Any]
+    ) -> Self:
         """Make a new journal; the file must not exist."""
         if path.exists():
             raise FileExistsError(f"{path} exists: one run folder holds one run")
@@ -86,14 +88,18 @@ class Journal:
         """Open an existing journal for reading."""
         return cls(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True))
 
-    def add_device(self, uuid: str, name: str, kind: str, *, virtual: bool, total_bytes: int, slots: int) -> None:
+    def add_device(
+        self, uuid: str, name: str, kind: str, *, virtual: bool, total_bytes: int, slots: int
+    ) -> None:
         """Record a device that the run may use."""
         self._connection.execute(
             "INSERT OR REPLACE INTO device VALUES (?, ?, ?, ?, ?, ?)",
             (uuid, name, kind, virtual, total_bytes, slots),
         )
 
-    def add_job(self, job_id: str, *, output: str | None, shape: tuple[int, ...], dtype: str, at: float) -> None:
+    def add_job(
+        self, job_id: str, *, output: str | None, shape: tuple[int, ...], dtype: str, at: float
+    ) -> None:
         """Record a job before its first decision."""
         self._connection.execute(
             "INSERT INTO job (job_id, state, output, shape, dtype, added_at) VALUES (?, 'waiting', ?, ?, ?, ?)",
@@ -119,7 +125,9 @@ class Journal:
         )
         self._connection.execute("UPDATE job SET state = 'running' WHERE job_id = ?", (job_id,))
 
-    def end_attempt(self, job_id: str, number: int, *, outcome: str, detail: Mapping[str, Any], at: float) -> None:
+    def end_attempt(
+        self, job_id: str, number: int, *, outcome: str, detail: Mapping[str, Any], at: float
+    ) -> None:
         """Record how an attempt ended; the job waits again until `end_job` says otherwise."""
         self._connection.execute(
             "UPDATE attempt SET outcome = ?, detail = ?, ended_at = ? WHERE job_id = ? AND number = ?",
@@ -133,7 +141,9 @@ class Journal:
             "UPDATE job SET state = ?, reason = ?, ended_at = ? WHERE job_id = ?", (state, reason, at, job_id)
         )
 
-    def add_decision(self, job_id: str, *, verdict: str, reason: str, inputs: Mapping[str, Any], at: float) -> None:
+    def add_decision(
+        self, job_id: str, *, verdict: str, reason: str, inputs: Mapping[str, Any], at: float
+    ) -> None:
         """Record what the dispatcher decided about a job, in words and with the figures it used."""
         self._connection.execute(
             "INSERT INTO decision VALUES (?, ?, ?, ?, ?)", (at, job_id, verdict, reason, json.dumps(inputs))

@@ -46,7 +46,9 @@ def prepare(config: RunConfig, *, overwrite: bool) -> PreparedRun:
         chosen.path, chosen.pattern, stack_along=chosen.stack_along, select={**chosen.select} or None
     )
     target = config.output
-    outputs = output_paths(target.path, target.name, [dict(source.fields) for source in sources], target.format)
+    outputs = output_paths(
+        target.path, target.name, [dict(source.fields) for source in sources], target.format
+    )
     check_output_folder(target.path)
     if not overwrite:
         refuse_existing_outputs(outputs)
@@ -75,6 +77,6 @@ def refuse_existing_outputs(outputs: list[Path]) -> None:
         names = ", ".join(path.name for path in existing[:NAMED_AT_MOST])
         more = f" and {len(existing) - NAMED_AT_MOST} more" if len(existing) > NAMED_AT_MOST else ""
         raise OutputError(
-            f"{len(existing)} of {len(outputs)} outputs exist already in {existing[0].parent}: {names}{more}; "
-            "pass --overwrite to replace them, or give the run another output folder"
+            f"{len(existing)} of {len(outputs)} outputs exist already in {existing[0].parent}: "
+            f"{names}{more}; pass --overwrite to replace them, or give the run another output folder"
         )

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from scheduler.core.events import Done, Failed, OutOfMemory, Outcome, Refused, TimedOut, WorkerDied
+from scheduler.core.events import Done, Failed, Outcome, OutOfMemory, Refused, TimedOut, WorkerDied
 from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import Decision, Device, DeviceView, Placement, Waiting
 from scheduler.execution.attempt import AttemptReport
@@ -112,11 +112,15 @@ class JournalRecord:
         if isinstance(outcome, OutOfMemory):
             self.oom_attempts += 1
             self._last_event = f"{placement.job_id} ran out of memory on {self._name(placement.device)}"
-        detail: dict[str, Any] = {} if report is None else {
-            "times": dict(report.times),
-            "steps": [asdict(step) for step in report.steps],
-            "worker_pid": report.worker_pid,
-        }
+        detail: dict[str, Any] = (
+            {}
+            if report is None
+            else {
+                "times": dict(report.times),
+                "steps": [asdict(step) for step in report.steps],
+                "worker_pid": report.worker_pid,
+            }
+        )
         detail |= outcome_detail(outcome)
         self._journal.end_attempt(
             placement.job_id,
@@ -171,7 +175,7 @@ class JournalRecord:
             jobs=self._jobs,
             done=done,
             failed=failed,
-            # Every job ends as done or failed, or waits for `resume`; anything else would be a defect of ours.
+            # Every job ends as done or failed, or waits for `resume`; anything else is a defect of ours.
             lost=0 if interrupted else self._jobs - done - failed,
             oom_attempts=self.oom_attempts,
             wall_s=now - self._began,

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from pathlib import Path
 
 from scheduler.config.model import RunConfig
 from scheduler.core.dispatcher import Dispatcher
@@ -140,16 +139,14 @@ class _Run:
                 state = driver.run([self._job(job, plans) for job in self.prepared.jobs], stop)
         finally:
             remove_partials({job.output.parent for job in self.prepared.jobs}, read_worker_pids(self.run_dir))
-            summary = self.record.end(
-                state, dispatcher.device_view(), interrupted=state == "interrupted"
-            )
+            summary = self.record.end(state, dispatcher.device_view(), interrupted=state == "interrupted")
         save_estimates(dispatcher.estimates, estimates_path)
         return summary
 
     def _working_plans(
         self, plans: dict[Form, tuple[JobPlan, ...]], usable: Usable, fleet: Fleet
     ) -> dict[Form, tuple[JobPlan, ...]]:
-        """Plans whose memory types work in the GPUs' workers; an installed library may see no device there."""
+        """Plans whose memory types work in the GPUs' workers: an installed library may see no device."""
         usable = dict(usable)
         checked: set[tuple[str, str]] = set()
         while True:
@@ -169,7 +166,9 @@ class _Run:
                 names = sorted(name for uuid, name in wanted - checked if uuid == device.uuid)
                 if not names:
                     continue
-                problems = fleet.submit(problems_here, names, device=device.uuid, key=f"check-{device.uuid}-{names}")
+                problems = fleet.submit(
+                    problems_here, names, device=device.uuid, key=f"check-{device.uuid}-{names}"
+                )
                 broken = problems.result()
                 usable[device.kind] = tuple(name for name in usable[device.kind] if name not in broken)
                 for name, problem in broken.items():
@@ -197,6 +196,7 @@ class _Run:
         job = self.jobs[placement.job_id]
         return AttemptTask(
             job_id=job.job_id,
+            kind=f"{placement.plan.name}:{job.source.shape}:{job.source.dtype}",
             number=placement.attempt,
             source=job.source,
             steps=self.prepared.specs,

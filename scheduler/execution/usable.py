@@ -28,7 +28,7 @@ def installed(memory_types: Iterable[str], kind: DeviceKind) -> tuple[str, ...]:
 
 
 def problems_here(memory_types: Iterable[str]) -> dict[str, str]:
-    """Run in a worker: why memory types that are installed don't work on its device, by name; imports them."""
+    """Run in a worker: why installed memory types don't work on its device, by name; imports them."""
     worker = current_worker()
     wanted = "gpu" if worker.device.kind in (DeviceKind.CUDA, DeviceKind.OPENCL) else None
     problems = {}
@@ -40,5 +40,5 @@ def problems_here(memory_types: Iterable[str]) -> dict[str, str]:
             continue
         place = worker.gpu_id(name)
         if place not in kinds or wanted not in (None, kinds[place]):
-            problems[name] = f"{name} sees no device {place} of this sort in the worker of {worker.device.name}"
+            problems[name] = f"{name} sees no such device in the worker of {worker.device.name}"
     return problems

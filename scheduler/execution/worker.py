@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ from scheduler.host.timed import TimedProbe
 from scheduler.host.virtual import VirtualProbe
 from scheduler.steps.resolve import ResolvedStep, StepSpec
 
-
 WORKER_PIDS = "worker-pids"
+MEASURED_ATTEMPTS = 2
 
 
 def read_worker_pids(run_dir: Path) -> list[int]:
@@ -90,6 +91,7 @@ class WorkerState:
         self._lock = threading.Lock()
         self._attempts = 0
         self._overlaps = 0
+        self._measured: Counter[str] = Counter()
 
     @property
     def on_gpu(self) -> bool:
@@ -99,8 +101,8 @@ class WorkerState:
     def gpu_id(self, memory_type: str) -> GpuId:
         """Where this worker's arrays of a memory type live.
 
-        A CUDA worker sees its own device only, as 0. For virtual GPU i torch arrays live in host memory, those
-        of libraries with several logical devices on number i.
+        A CUDA worker sees its own device only, as 0. For virtual GPU i torch arrays live in host memory,
+        those of libraries with several logical devices on number i.
         """
         match self.device.kind:
             case DeviceKind.CPU:
@@ -132,7 +134,11 @@ class WorkerState:
         if self.on_gpu:
             needs[self.device.uuid] = device_bytes
         answer = self._reservations.reserve(
-            job_id, needs, read=self.read, headroom={self.device.uuid: self.device.headroom_bytes}, held=self.held()
+            job_id,
+            needs,
+            read=self.read,
+            headroom={self.device.uuid: self.device.headroom_bytes},
+            held=self.held(),
         )
         if isinstance(answer, Denial):
             raise RefusedError(answer)
@@ -180,6 +186,12 @@ class WorkerState:
         finally:
             with self._lock:
                 self._attempts -= 1
+
+    def measures(self, kind: str) -> bool:
+        """True for the first attempts of a kind: measuring costs fresh memory, and later tells nothing new."""
+        with self._lock:
+            self._measured[kind] += 1
+            return self._measured[kind] <= MEASURED_ATTEMPTS
 
     @property
     def overlaps(self) -> int:

@@ -9,7 +9,7 @@ from scheduler.execution.capture import attempt_log
 
 
 def run_script(tmp_path: Path, body: str) -> str:
-    """Run `body` in a process whose output was redirected; returns what still reached its stdout and stderr."""
+    """Run `body` in a process whose output was redirected; returns what reached its own streams."""
     script = (
         "import os, sys, threading\n"
         "from pathlib import Path\n"
