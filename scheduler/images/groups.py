@@ -2,7 +2,7 @@
 
     group_stacks(sources, {"image": {"channel": 1}, "nuclei": {"channel": 2}})
 
-gives a group for each well and site, with the stack of channel 1 as `image` and that of channel 2 as `nuclei`.
+gives a group for each well and site, with the stack of channel 1 as `image`, that of channel 2 as `nuclei`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -120,6 +120,10 @@ def _matching_files(folder: Path, pattern: Pattern) -> list[tuple[str, dict[str,
         raise InputError(f"input folder {folder} doesn't exist")
     if not folder.is_dir():
         raise InputError(f"input path {folder} is a file; give its folder, and a pattern for its name")
+    if any((folder / name).is_file() for name in ("zarr.json", ".zgroup")):
+        raise InputError(
+            f"input path {folder} is one OME-Zarr; give its folder as path and {folder.name!r} as pattern"
+        )
     try:
         files = sorted(pattern.walk(folder), key=lambda file: natural_key(file[0]))
         names = [] if files else sorted((entry.name for entry in folder.iterdir()), key=natural_key)
@@ -137,6 +141,10 @@ def _stacks_from_planes(
     sources = []
     for fields, relatives in group_planes(pattern, along, files):
         paths = [str(folder / relative) for relative in relatives]
+        if Path(paths[0]).is_dir():
+            raise InputError(
+                f"{paths[0]} is a folder, which holds whole stacks: leave {{{along}}} out of the pattern"
+            )
         problem = ""
         for path in paths:
             try:

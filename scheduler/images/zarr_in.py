@@ -30,11 +30,6 @@ _MAX_RATIO = 40_000
 _SIZED_BYTES = 1 << 30  # arrays beyond this are held against what is stored
 
 
-def is_zarr(path: str | Path) -> bool:
-    """Whether the folder is a Zarr group or array."""
-    return any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
-
-
 def describe_zarr(path: str | Path) -> list[Layout]:
     """What an OME-Zarr folder holds: one Layout for each image, with `well` and `site` in a plate.
 
@@ -46,6 +41,8 @@ def describe_zarr(path: str | Path) -> list[Layout]:
         No Zarr, no OME metadata, or metadata that can't be true.
     """
     path = str(path)
+    if not any(Path(path, name).is_file() for name in ("zarr.json", ".zgroup")):
+        raise ImageError(f"{path}: a folder, and no OME-Zarr")
     ome = _attributes(path)
     if "plate" in ome:
         return list(_plate_layouts(path, ome))

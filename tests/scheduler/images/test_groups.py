@@ -104,9 +104,9 @@ def test_an_array_from_tiff(tmp_path, pixels, shape, expected):
 
 
 def test_arrays_that_cant_be_had(tmp_path, pixels):
-    with pytest.raises(ImageError, match="nothing.tif: there is no such file"):
+    with pytest.raises(ImageError, match=r"nothing.tif: there is no such file"):
         read_array(tmp_path / "nothing.tif")
-    with pytest.raises(ImageError, match="nothing.npy: not a readable .npy file: .*No such file"):
+    with pytest.raises(ImageError, match=r"nothing.npy: not a readable .npy file: .*No such file"):
         read_array(tmp_path / "nothing.npy")
     tifffile.imwrite(tmp_path / "rgb.tif", pixels((4, 5, 3), "uint8"), photometric="rgb")
     with pytest.raises(ImageError, match="holds 3 images where one is wanted: sample-0, sample-1, sample-2"):
@@ -124,9 +124,7 @@ def test_arrays_that_cant_be_had(tmp_path, pixels):
 
 def test_a_pickle_in_an_npy_isnt_run(tmp_path):
     np.save(tmp_path / "evil.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(
-        ImageError, match="evil.npy: not a readable .npy file: .*[Pp]ickle|Object arrays|objects"
-    ):
+    with pytest.raises(ImageError, match=r"evil.npy: not a readable .npy file: .*(objects|pickle)"):
         read_array(tmp_path / "evil.npy")
 
 
@@ -134,5 +132,5 @@ def test_an_npy_that_claims_more_than_it_has(tmp_path):
     np.save(tmp_path / "big.npy", np.zeros((10, 10)))
     content = (tmp_path / "big.npy").read_bytes().replace(b"(10, 10), ", b"(10, 9999999999), ", 1)
     (tmp_path / "big.npy").write_bytes(content)
-    with pytest.raises(ImageError, match="big.npy: not a readable .npy file"):
+    with pytest.raises(ImageError, match=r"big.npy: not a readable .npy file"):
         read_array(tmp_path / "big.npy")
