@@ -86,6 +86,8 @@ _MODULES = {
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 
+__all__ = sorted(_PLACES)
+
 
 def __getattr__(name: str) -> object:
     module = _PLACES.get(name)

@@ -336,9 +336,18 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return brain
 
 
+# `dtype.name` is computed anew each time, in Python.
+_NAMES: dict[np.dtype[Any], str] = {}
+
+
 def numpy_dtype_name(dtype: np.dtype[Any]) -> str:
     """The name that memcore knows the dtype by; its code if the byte order is foreign."""
-    return dtype.name if dtype.isnative else dtype.str
+    name = _NAMES.get(dtype)
+    if name is None:
+        name = dtype.name if dtype.isnative else dtype.str
+        if name in ITEM_SIZES:
+            _NAMES[dtype] = name
+    return name
 
 
 def nbytes_of(shape: tuple[int, ...], dtype: str) -> int:

@@ -49,6 +49,9 @@ class NumpyBackend(Backend):
     def device_of(self, array: NDArray[Any]) -> GpuId:  # noqa: ARG002
         return "cpu"
 
+    def shape_of(self, array: NDArray[Any]) -> tuple[int, ...]:
+        return array.shape
+
     def dtype_of(self, array: NDArray[Any]) -> str:
         return numpy_dtype_name(array.dtype)
 

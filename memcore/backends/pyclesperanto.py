@@ -93,12 +93,10 @@ class PyclesperantoBackend(Backend):
         return numpy_dtype_name(np.dtype(array.dtype))
 
     def dtype_remedy(self, dtype: str) -> str:
-        nearest = {"float64": "float32", "float16": "float32", "bfloat16": "float32", "bool": "uint8"}
-        wide = {"int64": "int32", "uint64": "uint32"}
-        better = nearest.get(dtype) or wide.get(dtype)
-        if better is None:
-            return "it takes 8- to 32-bit integers and float32"
-        return f"use convert_dtype(array, {better!r}, rule) first"
+        if dtype.startswith("complex"):
+            return "take its real and imaginary part as two float32 arrays"
+        nearest = {"int64": "int32", "uint64": "uint32", "bool": "uint8"}.get(dtype, "float32")
+        return f"use convert_dtype(array, {nearest!r}, rule) first"
 
     def shape_refusal(self, shape: tuple[int, ...]) -> str | None:
         if not 1 <= len(shape) <= MAX_DIMENSIONS:

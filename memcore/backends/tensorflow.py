@@ -88,10 +88,11 @@ class TensorflowBackend(Backend):
 
     def host_view(self, array: Array) -> NDArray[Any] | None:
         # `__array__` gives a read-only alias of the tensor's buffer; `numpy()` would copy.
-        return np.asarray(array) if "/device:CPU:" in array.backing_device else None
+        return self.to_host(array) if "/device:CPU:" in array.backing_device else None
 
     def to_host(self, array: Array) -> NDArray[Any]:
-        return np.asarray(array)
+        # A bfloat16 scalar's `__array__` gives no array.
+        return np.asarray(array) if array.shape.rank else np.asarray(array.numpy())
 
     def lend_obstacle(self, view: NDArray[Any]) -> str | None:
         if not view.flags.c_contiguous or not view.flags.aligned:

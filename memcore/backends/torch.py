@@ -76,7 +76,10 @@ class TorchBackend(Backend):
             self.library.cuda.synchronize(gpu_id)
 
     def dtype_of(self, array: Array) -> str:
-        return str(array.dtype).removeprefix("torch.")
+        name = _NAMES.get(array.dtype)
+        if name is None:
+            name = _NAMES[array.dtype] = str(array.dtype).removeprefix("torch.")
+        return name
 
     def refuse_to_leave(self, array: Array) -> str | None:
         if array.requires_grad:
@@ -111,11 +114,12 @@ class TorchBackend(Backend):
         return None
 
     def lend(self, view: NDArray[Any], gpu_id: GpuId) -> Array:  # noqa: ARG002
-        if not view.flags.writeable:
-            view = writable_alias(view)
-        if view.dtype.kind == "V" and view.dtype.name == "bfloat16":
-            return self.library.from_numpy(view.view(np.int16)).view(self.library.bfloat16)
-        return self.library.from_numpy(view)
+        bfloat16 = view.dtype.kind == "V" and view.dtype.name == "bfloat16"
+        plain = view.view(np.int16) if bfloat16 else view
+        if not plain.flags.writeable:
+            plain = writable_alias(plain)
+        lent = self.library.from_numpy(plain)
+        return lent.view(self.library.bfloat16) if bfloat16 else lent
 
     def from_host(self, view: NDArray[Any], gpu_id: GpuId) -> Array:
         fresh = aligned_empty(view.shape, view.dtype)
@@ -208,6 +212,10 @@ class TorchBackend(Backend):
         import array_api_compat.torch as namespace
 
         return namespace
+
+
+# Names of the few dtypes by torch's own objects, which take longer to print.
+_NAMES: dict[Any, str] = {}
 
 
 @functools.cache
