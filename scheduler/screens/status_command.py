@@ -8,7 +8,7 @@ from rich.text import Text
 
 from scheduler.screens.consoles import output_console
 from scheduler.screens.exits import errors_as_messages, print_json
-from scheduler.screens.progress import draw_status
+from scheduler.screens.progress import draw_status, status_line
 from scheduler.screens.run_folder import RunFolderError, find_run, read_failures, read_status
 from scheduler.screens.summary import draw_failures
 from scheduler.screens.words import duration_text, path_text
@@ -31,7 +31,10 @@ def status_command(path: Path, *, as_json: bool, debug: bool) -> None:
         return
     console = output_console()
     console.print(Text.assemble(("Run ", "bold"), path_text(run_dir)), soft_wrap=True)
-    console.print(draw_status(status, ascii_only=console.options.ascii_only))
+    if console.is_terminal:
+        console.print(draw_status(status, ascii_only=console.options.ascii_only))
+    else:
+        print(status_line(status))
     if failures:
         console.print(draw_failures(failures), soft_wrap=not console.is_terminal)
     if going_on and age_s > SILENT_AFTER_S:
