@@ -3,9 +3,12 @@
 No load considered.
 """
 
+from collections.abc import Sequence
+
 from scheduler.core.accounts import DeviceClass
 from scheduler.core.footprint import Estimates
 from scheduler.core.model import JobPlan, gib
+from scheduler.core.policy import OnPressure
 from scheduler.core.records import Group, Option
 
 
@@ -89,12 +92,44 @@ def _option(
     )
 
 
-def why_impossible(group: Group, classes: list[DeviceClass], estimates: Estimates, host_capacity: int) -> str:
+def too_large_for_gpus(
+    group: Group, classes: list[DeviceClass], estimates: Estimates, host_capacity: int
+) -> str:
+    """The figures, if the group has plans for GPUs that are here and fits on none of them; else ""."""
+    kinds = {cls.kind for cls in classes if not cls.is_cpu}
+    plans = tuple(plan for plan in group.plans if not kinds.isdisjoint(plan.device_kinds))
+    if not plans or any(not classes[index].is_cpu for index in group.options):
+        return ""
+    return _why_no_plan(group, plans, classes, estimates, host_capacity)
+
+
+def why_impossible(
+    group: Group,
+    classes: list[DeviceClass],
+    estimates: Estimates,
+    host_capacity: int,
+    on_pressure: OnPressure = OnPressure.EARLIEST_FINISH,
+) -> str:
     """Why no device could ever run this group, with the figures of each plan."""
     if not classes:
         return "no device has joined"
+    if on_pressure.keeps_off_cpu:
+        figures = too_large_for_gpus(group, classes, estimates, host_capacity)
+        if figures:
+            return f"can never fit: {figures}; on_pressure is {on_pressure.value}, so the CPU isn't used instead"
+    lines = _why_no_plan(group, group.plans, classes, estimates, host_capacity)
+    return f"can never fit: {lines}" if lines else "it has no plan at all"
+
+
+def _why_no_plan(
+    group: Group,
+    plans: Sequence[JobPlan],
+    classes: list[DeviceClass],
+    estimates: Estimates,
+    host_capacity: int,
+) -> str:
     lines = []
-    for plan in group.plans:
+    for plan in plans:
         able = [cls for cls in classes if cls.kind in plan.device_kinds]
         if not able:
             wanted = " or ".join(kind.value for kind in plan.device_kinds)
@@ -127,4 +162,4 @@ def why_impossible(group: Group, classes: list[DeviceClass], estimates: Estimate
                 f"{plan.name} needs {gib(host_need)} of host memory beside the device, and a host has "
                 f"{gib(max(0, host_capacity))} at most"
             )
-    return "can never fit: " + "; ".join(lines) if lines else "it has no plan at all"
+    return "; ".join(lines)

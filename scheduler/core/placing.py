@@ -220,6 +220,8 @@ class Placer:
             account.exclusive = record.job.job_id
         if account.cls.is_cpu:
             account.reserved += host_need
+            if why and not option.measured:
+                state.exploring[group.family] = record.job.job_id
         else:
             account.reserved += need + resident
             if option.plan.resident is not None and resident:
@@ -253,7 +255,10 @@ class Placer:
             account.running.pop(job_id, None)
             if account.exclusive == job_id:
                 account.exclusive = None
-            if not account.cls.is_cpu:
+            if account.cls.is_cpu:
+                if self.state.exploring.get(record.job.learns_as) == job_id:
+                    del self.state.exploring[record.job.learns_as]
+            else:
                 account.reserved -= placement.reserve_bytes
                 self.state.running_share -= record.share
                 self.state.running_ends -= record.share * record.expected_end
@@ -285,6 +290,8 @@ class Placer:
             "headroom": account.device.headroom_bytes,
             "host_need": option.host_need,
         }
+        if account.cls.is_cpu and not why and not group.rung:
+            why = self.state.why_on_cpu(group)
         if why:
             return Decision(Verdict.FALL_BACK, f"goes to {name}: {why}", inputs)
         if placement.alone:

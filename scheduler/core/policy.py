@@ -12,6 +12,11 @@ class OnPressure(StrEnum):
     WAIT = "wait"
     FAIL = "fail"
 
+    @property
+    def keeps_off_cpu(self) -> bool:
+        """True if a job that a GPU could run isn't run on the CPU instead."""
+        return self in (OnPressure.WAIT, OnPressure.FAIL)
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:

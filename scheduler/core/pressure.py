@@ -29,11 +29,16 @@ def best_for_cpu(state: State, account: DeviceAccount) -> tuple[Group, Option, s
         gain = (group.priority, float("inf") if unknown else group.area / max(option.seconds, 1e-9))
         if gain <= best_gain:
             continue
-        if mode is OnPressure.EARLIEST_FINISH and not unknown and not _strangers_hold(state, group):
-            if drain < 0:
-                drain = state.drain_seconds()
-            if option.seconds > max(drain, group.best_seconds):
-                continue
+        if mode is OnPressure.EARLIEST_FINISH and not _strangers_hold(state, group):
+            if unknown:
+                # the first of a family tells how long the CPU takes: the others wait for that figure
+                if state.exploring.get(group.family):
+                    continue
+            else:
+                if drain < 0:
+                    drain = state.drain_seconds()
+                if option.seconds > max(drain, group.best_seconds):
+                    continue
         best, best_gain = (group, option), gain
     return None if best is None else (*best, _why_cpu(state, *best))
 
@@ -70,8 +75,11 @@ def why_not_cpu(state: State, group: Group, cpu: DeviceClass) -> str | None:
     if mode is OnPressure.WAIT or mode is OnPressure.FAIL:
         return f"on_pressure is {mode.value}, so it waits for a device"
     option = group.options[cpu.index][0]
-    if mode is OnPressure.CPU or not option.measured or not _measured_on_gpu(state, group):
+    if mode is OnPressure.CPU or _strangers_hold(state, group):
         return None
+    if not option.measured or not _measured_on_gpu(state, group):
+        first = state.exploring.get(group.family)
+        return f"how long the CPU takes is being measured with {first}" if first else None
     wait = max(state.drain_seconds(), group.best_seconds)
     if option.seconds > wait:
         return f"a device is expected to finish it in {wait:.3g} s, the CPU would take {option.seconds:.3g} s"

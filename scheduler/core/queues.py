@@ -73,7 +73,7 @@ class _Level:
             if entry is not None and entry[5].need <= free:
                 found = True
                 yield entry[4], entry[5]
-        mask = self.mask & ((2 << below) - 1)
+        mask = self.mask & ((1 << below + 1) - 1)
         while mask:
             bucket = mask.bit_length() - 1
             entry = self.top(bucket)

@@ -10,7 +10,7 @@ from heapq import heappush
 from scheduler.core.accounts import DeviceAccount, DeviceClass, HostAccount
 from scheduler.core.footprint import Estimates
 from scheduler.core.model import Device, DeviceKind, Job
-from scheduler.core.options import find_options
+from scheduler.core.options import find_options, too_large_for_gpus
 from scheduler.core.policy import Policy
 from scheduler.core.records import Cohort, Group, JobRecord, Option
 
@@ -37,6 +37,8 @@ class State:
         self.preferring: dict[str, dict[int, Group]] = {}
         self.alone: dict[int, list[tuple[int, float, int, int, Group]]] = {}
         self.parked: dict[int, Group] = {}
+        # by family, the job that runs on a CPU while its time there or on a GPU isn't known yet
+        self.exploring: dict[str, str] = {}
         self.unclaimed: list[DeviceAccount] = []
         self.deadlines: list[tuple[float, int, int, JobRecord]] = []
         self.arrivals: deque[JobRecord] = deque()
@@ -174,7 +176,9 @@ class State:
         return group.queued
 
     def _estimate(self, group: Group) -> None:
-        options = find_options(group, self.classes, self.estimates, self.host_capacity)
+        options = group.options = find_options(group, self.classes, self.estimates, self.host_capacity)
+        if self.policy.on_pressure.keeps_off_cpu and not group.rung and self.why_on_cpu(group):
+            options = {}
         if self.policy.reproducible:
             options = self._pin(group, options)
         group.options = options
@@ -190,6 +194,10 @@ class State:
         self.backlog += group.count * (area - group.area)
         group.area = area
         group.best_seconds = min((choices[0].seconds for choices in options.values()), default=0.0)
+
+    def why_on_cpu(self, group: Group) -> str:
+        """The figures, if only the CPU can run a group that is too large for the GPUs that are here; else ""."""
+        return too_large_for_gpus(group, self.classes, self.estimates, self.host_capacity)
 
     def _insert(self, group: Group, cls: DeviceClass, has_gpu: bool) -> None:
         choices = group.options[cls.index]

@@ -58,6 +58,7 @@ def discover(
     *,
     virtual: Sequence[int] = (),
     virtual_tag: str = "",
+    virtual_lasting: bool = False,
     opencl: Sequence[tuple[str, int]] = (),
     cpu_slots: int = 1,
     gpu_slots: int = 1,
@@ -73,7 +74,8 @@ def discover(
     gpus
         "auto" for all that CUDA_VISIBLE_DEVICES leaves, or their numbers among these. Ignored with `virtual`.
     virtual
-        Capacities in bytes of virtual GPUs to use instead, named after `virtual_tag`.
+        Capacities in bytes of virtual GPUs to use instead, named after `virtual_tag`. Lasting ones stay after
+        this run, for others that use the same tag.
     opencl
         (name, total bytes) of OpenCL devices, used where there is no NVIDIA device.
     cpu_slots
@@ -92,7 +94,7 @@ def discover(
     probes: list[Probe] = []
     chosen: list[tuple[Device, Probe]] = []
     if virtual:
-        probe: Probe = VirtualProbe(virtual, virtual_tag)
+        probe: Probe = VirtualProbe(virtual, virtual_tag, lasting=virtual_lasting)
         chosen = [(device, probe) for device in probe.devices()]
     elif gpus == "auto" or gpus:
         probe = TimedProbe(NvmlProbe(), timeout_s)

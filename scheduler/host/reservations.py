@@ -21,7 +21,8 @@ from scheduler.host.table_file import TableFile, default_path, group_path
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS reservation (
     id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, pid INTEGER NOT NULL,
-    started INTEGER NOT NULL, namespace INTEGER NOT NULL, nbytes INTEGER NOT NULL, job TEXT NOT NULL, run TEXT NOT NULL
+    started INTEGER NOT NULL, namespace INTEGER NOT NULL, nbytes INTEGER NOT NULL,
+    job TEXT NOT NULL, run TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS reservation_device ON reservation (device);
 CREATE TABLE IF NOT EXISTS held (

@@ -16,9 +16,12 @@ class VirtualProbe(Probe):
         Bytes of each device.
     tag
         Distinguishes the devices of runs that mustn't share them; processes with the same tag share.
+    lasting
+        Leave the files behind at `close`, for other runs that share the devices.
     """
 
-    def __init__(self, capacities: Sequence[int], tag: str) -> None:
+    def __init__(self, capacities: Sequence[int], tag: str, *, lasting: bool = False) -> None:
+        self._lasting = lasting
         self._devices = tuple(
             Device(f"VIRTUAL-{tag}-{index}", f"virtual{index}", DeviceKind.VIRTUAL, capacity, model="virtual")
             for index, capacity in enumerate(capacities)
@@ -42,6 +45,8 @@ class VirtualProbe(Probe):
             return Reading(uuid, memory.capacity, None, f"virtual memory {uuid} can't be read: {error}")
 
     def close(self) -> None:
-        """Remove the files. Call it where the devices were made, at the end of the run."""
+        """Remove the files, unless they are lasting. Call it where the devices were made, at the run's end."""
+        if self._lasting:
+            return
         for memory in self._memories.values():
             memory.unlink()
