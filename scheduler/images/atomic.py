@@ -36,10 +36,25 @@ def atomic_file(path: Path, *, overwrite: bool = False, durable: bool = True) ->
         file.flush()
         if durable:
             os.fsync(file.fileno())
-        refuse_existing(path, overwrite=overwrite)
-        os.replace(partial, path)
+        _place(partial, path, overwrite=overwrite)
     if durable:
         sync_folder(path.parent)
+
+
+def _place(partial: Path, path: Path, *, overwrite: bool) -> None:
+    if not overwrite:
+        try:
+            # unlike a rename this fails if somebody else's file has come meanwhile
+            os.link(partial, path)
+        except FileExistsError:
+            refuse_existing(path, overwrite=False)
+            raise
+        except OSError:
+            # no hard links here: FAT, some network shares
+            refuse_existing(path, overwrite=False)
+        else:
+            return
+    os.replace(partial, path)
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

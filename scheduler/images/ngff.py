@@ -3,6 +3,7 @@
 https://ngff.openmicroscopy.org/0.4/ and /0.5/. In 0.5 the same objects stand under `ome` in the attributes.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,11 +98,13 @@ def image_attributes(
     levels: Sequence[Sequence[float]],
     physical_size_um: PhysicalSize | None,
     channel_names: Sequence[str | None] = (),
+    value_range: tuple[float, float] = (0.0, 1.0),
     provenance: Json | None = None,
 ) -> dict[str, Any]:
     """The attributes of an image group whose arrays are `0`, `1`, …, one for each of `levels`.
 
-    A level is its pixels' size relative to the first level's, one number for each of `axes`.
+    A level is its pixels' size relative to the first level's, one number for each of `axes`. `value_range` is
+    what viewers show from black to white.
     """
     sizes = dict(zip("zyx", physical_size_um or (None, None, None), strict=True))
     kinds = {"t": "time", "c": "channel"}
@@ -135,13 +138,20 @@ def image_attributes(
         ome["omero"] = {
             "name": name,
             "channels": [
-                {"label": label or f"channel {index}", "active": True, "color": "FFFFFF"}
+                {
+                    "label": label or f"channel {index}",
+                    "active": True,
+                    "color": "FFFFFF",
+                    "window": dict(zip(("min", "max", "start", "end"), value_range * 2, strict=True)),
+                }
                 for index, label in enumerate(channel_names)
             ],
         }
     attributes = _versioned(version, ome, "multiscales")
     if provenance:
-        attributes["stackyard"] = dict(provenance)
+        # NaN and infinity are no JSON
+        text = json.dumps(dict(provenance), default=str)
+        attributes["stackyard"] = json.loads(text, parse_constant=str)
     return attributes
 
 
@@ -170,13 +180,12 @@ def well_attributes(version: str, images: Sequence[str]) -> dict[str, Any]:
 
 
 def _versioned(version: str, ome: dict[str, Any], versioned: str) -> dict[str, Any]:
-    """0.5 keeps one version above all, 0.4 one in each object that has one."""
-    if version == "0.5":
-        return {"ome": {"version": version, **ome}}
+    """0.5 keeps one version above all, 0.4 one in each object; plates and wells have one in both."""
     objects = ome[versioned]
-    for described in objects if isinstance(objects, list) else [objects]:
-        described["version"] = version
-    return ome
+    if version == "0.4" or versioned != "multiscales":
+        for described in objects if isinstance(objects, list) else [objects]:
+            described["version"] = version
+    return {"ome": {"version": version, **ome}} if version == "0.5" else ome
 
 
 def _scale(described: Json, ndim: int) -> list[float]:

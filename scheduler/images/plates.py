@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from scheduler.images.errors import OutputError
 from scheduler.images.naming import check_output_folder, contained, output_paths, rendered
 from scheduler.images.options import DEFAULT_OPTIONS, WriteOptions
@@ -110,6 +112,7 @@ def prepare_output(
             levels=level_scales(options.levels, 4),
             physical_size_um=members[0].physical_size_um,
             channel_names=[_channel_label(source) for source in members],
+            value_range=_dtype_range(members[0].dtype),
         )
         write_group(path, version, attributes, overwrite=overwrite)
     return targets
@@ -152,6 +155,12 @@ def _check_differ_in_channel(template: str, path: Path, members: Sequence[StackS
             )
             raise OutputError(f"output name {template!r} gives {path} for both {first} and {fields}; {hint}")
         seen[fields.get("channel", "")] = fields
+
+
+def _dtype_range(dtype: str) -> tuple[float, float]:
+    """All values of an integer dtype; what the jobs will write isn't known yet."""
+    kind = np.dtype(dtype)
+    return (float(np.iinfo(kind).min), float(np.iinfo(kind).max)) if kind.kind in "iu" else (0.0, 1.0)
 
 
 def _channel_label(source: StackSource) -> str | None:

@@ -1,10 +1,10 @@
 """One stack as an OME-Zarr image, or as one channel of an image that several jobs write."""
 
+import contextlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def write_image(
         levels=level_scales(len(levels), 3),
         physical_size_um=physical_size_um,
         channel_names=[channel_name] if channel_name else [],
+        value_range=_value_range(array),
         provenance=provenance,
     )
     with _building(path.parent) as partial:
@@ -169,6 +170,14 @@ def level_scales(levels: int, ndim: int) -> list[list[float]]:
     return [[1.0] * (ndim - 2) + [2.0**level] * 2 for level in range(levels)]
 
 
+def _value_range(array: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """The least and the greatest value, for viewers; (0, 1) where they are no finite numbers, or one."""
+    if array.dtype.kind not in "iuf":
+        return 0.0, 1.0
+    low, high = float(array.min()), float(array.max())
+    return (low, high) if np.isfinite(low) and np.isfinite(high) and low < high else (0.0, 1.0)
+
+
 def _new_array(
     group: Path, level: int, shape: tuple[int, ...], dtype: np.dtype[Any], options: WriteOptions, axes: str
 ) -> zarr.Array[Any]:
@@ -220,9 +229,9 @@ def _share_metadata(ours: Path, theirs: Path) -> None:
         if not (ours / name).exists():
             continue
         content = (ours / name).read_bytes()
-        if not (theirs / name).exists():
-            with atomic_file(theirs / name, overwrite=True) as file:
-                file.write(content)
+        # two jobs may come here at once: the first one's stays
+        with contextlib.suppress(FileExistsError), atomic_file(theirs / name) as file:
+            file.write(content)
         there = json.loads((theirs / name).read_bytes())
         wanted = json.loads(content)
         differ = sorted(key for key in wanted if there.get(key) != wanted[key])
@@ -231,7 +240,7 @@ def _share_metadata(ours: Path, theirs: Path) -> None:
             raise OutputError(f"{theirs}: this channel doesn't fit the others: {figures}")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _building(parent: Path) -> Iterator[Path]:
     """A folder of a temporary name, flushed to the disk by _put, gone at the end unless it was renamed."""
     partial = partial_path(parent / "folder")

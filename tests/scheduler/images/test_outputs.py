@@ -3,6 +3,8 @@
 import errno
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,6 +14,7 @@ import tifffile
 from scheduler.images import tiff_out
 from scheduler.images.errors import OutputError
 from scheduler.images.outputs import (
+    WriteOptions,
     check_output_folder,
     output_path,
     output_paths,
@@ -387,3 +390,49 @@ def test_verify_stack(tmp_path, pixels):
         assert not verify_stack(path, (3, 40, 50), "uint16")
     path.write_bytes(whole)
     assert verify_stack(path, (3, 40, 50), "uint16")
+
+
+# Two writers
+
+
+def test_of_two_writers_one_wins(tmp_path, pixels):
+    path = tmp_path / "a.tif"
+    start = threading.Barrier(4)
+
+    def write(seed: int) -> int | None:
+        stack = pixels((2, 64, 64), seed=seed)
+        start.wait(timeout=60)
+        try:
+            write_stack(path, stack, format="tiff")
+        except FileExistsError:
+            return None
+        return seed
+
+    with ThreadPoolExecutor(4) as pool:
+        (winner,) = [seed for seed in pool.map(write, range(4), timeout=120) if seed is not None]
+    np.testing.assert_array_equal(tifffile.imread(path), pixels((2, 64, 64), seed=winner))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_system_without_hard_links(tmp_path, pixels, monkeypatch):
+    def refused(*_arguments):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    path = write_stack(tmp_path / "a.tif", pixels((2, 4, 5)), format="tiff")
+    assert verify_stack(path, (2, 4, 5), "uint16")
+    with pytest.raises(FileExistsError, match="exists already"):
+        write_stack(path, pixels((2, 4, 5)), format="tiff")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw", "zstd"])
+@pytest.mark.parametrize("dtype", ["uint16", "float32", "bool"])
+def test_compressed_tiff(tmp_path, dtype, compression):
+    stack = np.zeros((3, 64, 64), dtype)
+    stack[1, 20:30] = 1
+    options = WriteOptions(compression=compression)
+    path = write_stack(tmp_path / "a.ome.tif", stack, format="ome-tiff", options=options)
+    assert path.stat().st_size < stack.nbytes
+    np.testing.assert_array_equal(tifffile.imread(path), stack)
+    assert verify_stack(path, stack.shape, dtype)

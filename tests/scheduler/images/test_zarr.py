@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numcodecs
@@ -597,3 +599,47 @@ def test_a_damaged_image_of_a_plate_leaves_the_others(tmp_path, pixels):
     assert "p1.ome.zarr/A/01/2" in problems["well-A01_site-2"]
     assert "p1.ome.zarr/B/11" in problems["well-B11"]
     np.testing.assert_array_equal(read(sources[0]), pixels((3, 16, 12)))
+
+
+# Several jobs at once
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_jobs_that_write_channels_of_one_image_at_once(tmp_path, pixels, version):
+    options = WriteOptions(zarr_version=version, levels=2)
+    sources = plate_sources(wells=("A01",), sites=1, channels=range(1, 9))
+    targets = prepare_output(tmp_path, TEMPLATE, sources, "ome-zarr", options=options)
+    data = [pixels((3, 16, 12), seed=seed) for seed in range(8)]
+    start = threading.Barrier(8)
+
+    def write(target: OutputTarget, stack: np.ndarray) -> None:
+        start.wait(timeout=60)
+        write_stack(
+            target.path, stack, format="ome-zarr", options=options,
+            channel=target.channel, channels=target.channels,
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, targets, data, timeout=120))
+    for source, stack in zip(find_stacks(tmp_path, "p1.ome.zarr"), data, strict=True):
+        np.testing.assert_array_equal(read(source), stack)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_provenance_that_is_no_json(tmp_path, pixels):
+    path = write_stack(
+        tmp_path / "a.ome.zarr", pixels((1, 8, 6)), format="ome-zarr",
+        provenance={"nan": float("nan"), "path": Path("/x")},
+    )  # fmt: skip
+    assert attributes(path, "0.5")["stackyard"] == {"nan": "NaN", "path": "/x"}
+
+
+@pytest.mark.parametrize(
+    ("values", "window"),
+    [([3.0, 7.0], (3.0, 7.0)), ([np.nan, 7.0], (0.0, 1.0)), ([5.0, 5.0], (0.0, 1.0))],
+)
+def test_viewers_are_told_the_range_of_values(tmp_path, values, window):
+    stack = np.array(values, "float32").reshape(1, 1, 2)
+    path = write_stack(tmp_path / "a.ome.zarr", stack, format="ome-zarr", channel_name="x")
+    found = attributes(path, "0.5")["ome"]["omero"]["channels"][0]["window"]
+    assert (found["start"], found["end"]) == window
