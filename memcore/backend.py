@@ -12,6 +12,7 @@ import importlib.util
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -281,7 +282,11 @@ class Backend(ABC):
 
     def is_oom(self, error: BaseException) -> bool:
         """True if the error says that memory ran out, by its exact type and code."""
-        return type(error) is MemoryError
+        return isinstance(error, MemoryError)  # NumPy raises a subclass of its own
+
+    def entered(self, place: GpuId) -> AbstractContextManager[Any]:  # noqa: ARG002
+        """A context in which the library's functions work on that device."""
+        return nullcontext()
 
     def array_namespace(self, array: Array) -> Any | None:  # noqa: ARG002
         """The array API namespace for arithmetic in device memory, or None to compute on the host."""

@@ -72,9 +72,10 @@ def convert_dtype(array: Array, dtype: object, rule: Rule) -> Array:
         return array
     namespace = backend.array_namespace(array)
     if namespace is not None and applies_on_device(rule, source, target):
-        result, bad = apply(namespace, array, source, target)
-        if bad is not None and bool(namespace.any(bad)):
-            _refuse_first(backend.to_host(bad), backend.to_host(array), source, target, rule, 0)
+        with backend.entered(backend.device_of(array)):
+            result, bad = apply(namespace, array, source, target)
+            if bad is not None and bool(namespace.any(bad)):
+                _refuse_first(backend.to_host(bad), backend.to_host(array), source, target, rule, 0)
         return result
     return _on_host(backend, array, source, target, rule, apply)
 

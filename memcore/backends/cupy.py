@@ -59,14 +59,14 @@ class CupyBackend(Backend):
 
     def move(self, array: Array, gpu_id: GpuId) -> Array:
         source = self.device_of(array)
-        with self._on(source):
+        with self.entered(source):
             # The copy runs on the target's stream, which doesn't wait for what this one has still to write.
             self.library.cuda.get_current_stream().synchronize()
-        with self._on(gpu_id):
+        with self.entered(gpu_id):
             return array.copy()
 
     def synchronize(self, gpu_id: GpuId) -> None:
-        with self._on(gpu_id) as device:
+        with self.entered(gpu_id) as device:
             device.synchronize()
 
     def dtype_of(self, array: Array) -> str:
@@ -77,7 +77,7 @@ class CupyBackend(Backend):
 
     def to_host(self, array: Array) -> NDArray[Any]:
         host = aligned_empty(self.shape_of(array), array.dtype)
-        with self._on(self.device_of(array)):
+        with self.entered(self.device_of(array)):
             array.get(out=host, blocking=True)
         return host
 
@@ -88,63 +88,63 @@ class CupyBackend(Backend):
         raise NotImplementedError("cupy arrays live in device memory")
 
     def from_host(self, view: NDArray[Any], gpu_id: GpuId) -> Array:
-        with self._on(gpu_id):
+        with self.entered(gpu_id):
             array = self.library.empty(view.shape, view.dtype)
             self.write_host(array, view)
         return array
 
     def import_device_array(self, array: Array, gpu_id: GpuId) -> Array:
         # from_dlpack hands the producer this device's current stream.
-        with self._on(gpu_id):
+        with self.entered(gpu_id):
             return self.library.from_dlpack(array)
 
     def empty(self, shape: tuple[int, ...], dtype: str, gpu_id: GpuId) -> Array:
-        with self._on(gpu_id):
+        with self.entered(gpu_id):
             return self.library.empty(tuple(shape), numpy_dtype(dtype))
 
     def duplicate(self, array: Array) -> Array:
-        with self._on(self.device_of(array)):
+        with self.entered(self.device_of(array)):
             return array.copy(order="C")
 
     def write(self, destination: Array, source: Array) -> None:
-        with self._on(self.device_of(destination)):
+        with self.entered(self.device_of(destination)):
             self.library.copyto(destination, source)
 
     def write_host(self, destination: Array, source: NDArray[Any]) -> None:
-        with self._on(self.device_of(destination)):
+        with self.entered(self.device_of(destination)):
             destination.set(np.ascontiguousarray(source))
             # set() is asynchronous and keeps no reference to its source, which may be pinned memory.
             self.library.cuda.get_current_stream().synchronize()
 
     def stack(self, slices: Sequence[Array], out: Array | None) -> Array:
-        with self._on(self.device_of(slices[0])):
+        with self.entered(self.device_of(slices[0])):
             return self.library.stack(list(slices), out=out)
 
     def unstack(self, array: Array) -> list[Array]:
-        with self._on(self.device_of(array)):
+        with self.entered(self.device_of(array)):
             return list(array)
 
     def memory_held(self, gpu_id: GpuId) -> MemoryHeld:
-        with self._on(gpu_id):
+        with self.entered(gpu_id):
             pool = self.library.get_default_memory_pool()
             return MemoryHeld(int(pool.total_bytes()), int(pool.free_bytes()))
 
     def drain(self, gpu_id: GpuId) -> int:
         before = self.memory_held(gpu_id).held
-        with self._on(gpu_id):
+        with self.entered(gpu_id):
             self.library.get_default_memory_pool().free_all_blocks()
         return before - self.memory_held(gpu_id).held
 
     def current_stream(self, gpu_id: GpuId) -> Any | None:
-        with self._on(gpu_id):
+        with self.entered(gpu_id):
             return self.library.cuda.get_current_stream()
 
     def wait_for_stream(self, stream: Any, gpu_id: GpuId) -> None:
-        with self._on(gpu_id):
+        with self.entered(gpu_id):
             self.library.cuda.get_current_stream().wait_event(stream.record())
 
     def work_mark(self, streams: Sequence[Any], gpu_id: GpuId) -> Callable[[], bool]:
-        with self._on(gpu_id):
+        with self.entered(gpu_id):
             events = [stream.record() for stream in streams]
         return lambda: all(event.done for event in events)
 
@@ -165,9 +165,9 @@ class CupyBackend(Backend):
             return getattr(error, "status", None) == CUDA_OUT_OF_MEMORY
         return super().is_oom(error)
 
+    def entered(self, place: GpuId) -> Any:
+        # A Device takes effect only when entered.
+        return self.library.cuda.Device(place)
+
     def array_namespace(self, array: Array) -> Any | None:  # noqa: ARG002
         return self.library
-
-    def _on(self, gpu_id: GpuId) -> Any:
-        # A Device takes effect only when entered.
-        return self.library.cuda.Device(gpu_id)

@@ -129,7 +129,7 @@ class TorchBackend(Backend):
 
     def import_device_array(self, array: Array, gpu_id: GpuId) -> Array:
         # from_dlpack hands the producer this device's current stream.
-        with self.library.cuda.device(gpu_id):
+        with self.entered(gpu_id):
             return self.library.from_dlpack(array)
 
     def empty(self, shape: tuple[int, ...], dtype: str, gpu_id: GpuId) -> Array:
@@ -205,6 +205,9 @@ class TorchBackend(Backend):
         return (
             type(error) is RuntimeError and "DefaultCPUAllocator: can't allocate memory" in str(error)
         ) or super().is_oom(error)
+
+    def entered(self, place: GpuId) -> Any:
+        return super().entered(place) if place == "cpu" else self.library.cuda.device(place)
 
     def array_namespace(self, array: Array) -> Any | None:
         if array.is_cpu:

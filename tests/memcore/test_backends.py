@@ -1,0 +1,187 @@
+"""Every backend passes the contract: the libraries that are here, CuPy's double, CUDA by the gpu mark."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from memcore import move_to_device, registry
+from memcore.backend import Backend
+from memcore.backends.cupy import CupyBackend
+from memcore.memory_type import GpuId
+from memcore.registry import backend_of
+from tests.memcore import cupy_double
+from tests.memcore.backend_contract import BackendContract, numbers
+
+
+def required(name: str) -> Any:
+    return pytest.importorskip(name, reason=f"needs {name}")
+
+
+class TestNumpy(BackendContract):
+    backend: ClassVar[Backend] = backend_of("numpy")
+    place: ClassVar[GpuId] = "cpu"
+
+    def make(self, values: np.ndarray) -> Any:
+        return values.copy()
+
+    def read(self, array: Any) -> np.ndarray:
+        return array
+
+    @pytest.mark.parametrize("gpu_id", [None, True, -1, 999, "gpu"])
+    def test_a_device_that_is_not_there_is_refused(self, gpu_id: object) -> None:
+        # NumPy ignores gpu_id, as the reference for memory types says of CPU types.
+        assert self.backend.validate_gpu_id(gpu_id) == "cpu"
+
+    def test_a_move_keeps_the_values_and_lands_where_asked(self) -> None:
+        array = self.make(numbers())
+        assert move_to_device(array, 1) is array
+
+
+class TestTorch(BackendContract):
+    backend: ClassVar[Backend] = backend_of("torch")
+    place: ClassVar[GpuId] = "cpu"
+
+    def make(self, values: np.ndarray) -> Any:
+        return required("torch").from_numpy(values.copy())
+
+    def read(self, array: Any) -> np.ndarray:
+        return array.numpy()
+
+
+class TestTensorflow(BackendContract):
+    backend: ClassVar[Backend] = backend_of("tensorflow")
+    place: ClassVar[GpuId] = "cpu"
+
+    def make(self, values: np.ndarray) -> Any:
+        return required("tensorflow").constant(values)
+
+    def read(self, array: Any) -> np.ndarray:
+        return array.numpy()
+
+
+class TestJax(BackendContract):
+    backend: ClassVar[Backend] = backend_of("jax")
+    place: ClassVar[GpuId] = "cpu"
+
+    def make(self, values: np.ndarray) -> Any:
+        return required("jax.numpy").array(values)
+
+    def read(self, array: Any) -> np.ndarray:
+        return np.asarray(array)
+
+
+class TestPyclesperanto(BackendContract):
+    backend: ClassVar[Backend] = backend_of("pyclesperanto")
+    place: ClassVar[GpuId] = 0
+
+    def make(self, values: np.ndarray) -> Any:
+        return required("pyclesperanto").push(values)
+
+    def read(self, array: Any) -> np.ndarray:
+        return array.get()
+
+
+class TestCupyDouble(BackendContract):
+    """The CuPy class as it is, over a double of the library."""
+
+    place: ClassVar[GpuId] = 1
+    other_place: ClassVar[GpuId | None] = 0
+
+    @pytest.fixture(autouse=True)
+    def double(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        self.library = cupy_double.install()
+        monkeypatch.setitem(sys.modules, "cupy", self.library)
+        self.backend = CupyBackend()  # type: ignore[misc]
+        monkeypatch.setitem(registry._INSTANCES, "cupy", self.backend)
+        yield
+        registry._EXACT.pop(cupy_double.ndarray, None)
+
+    def make(self, values: np.ndarray) -> Any:
+        with self.library.cuda.Device(1):
+            return self.library.array(values)
+
+    def read(self, array: Any) -> np.ndarray:
+        cupy_double.POOL.flush()
+        return np.array(array.view(np.ndarray))
+
+    def test_only_the_code_for_memory_counts_among_cuda_errors(self) -> None:
+        assert self.backend.is_oom(cupy_double.CUDARuntimeError(2))
+        assert not self.backend.is_oom(cupy_double.CUDARuntimeError(700))
+        assert self.backend.is_oom(cupy_double.OutOfMemoryError())
+
+    def test_drain_says_what_it_gave_back(self) -> None:
+        cupy_double.POOL.free[1] = 1 << 20
+        assert self.backend.memory_held(1).reclaimable == 1 << 20
+        assert self.backend.drain(1) == 1 << 20
+        assert self.backend.memory_held(1).reclaimable == 0
+
+    def test_the_source_of_an_upload_may_be_reused_at_once(self) -> None:
+        # set() is asynchronous and keeps no reference: without a synchronize the zeros would arrive.
+        source = np.arange(6, dtype=np.uint16).reshape(1, 2, 3)
+        array = self.backend.empty((1, 2, 3), "uint16", 1)
+        self.backend.write_host(array, source)
+        source[...] = 0
+        cupy_double.POOL.flush()
+        np.testing.assert_array_equal(np.asarray(array.view(np.ndarray)).ravel(), range(6))
+
+
+def cuda_devices(name: str) -> list[GpuId]:
+    return [device.gpu_id for device in backend_of(name).devices() if device.gpu_id != "cpu"]
+
+
+class OnCuda(BackendContract):
+    """The same suite for the real libraries on a CUDA device."""
+
+    name: ClassVar[str]
+    place: ClassVar[GpuId] = 0
+
+    @pytest.fixture(autouse=True)
+    def real(self) -> None:
+        required(self.name)
+        devices = cuda_devices(self.name)
+        assert devices, f"{self.name} sees no CUDA device"
+        type(self).backend = backend_of(self.name)
+        type(self).other_place = devices[1] if len(devices) > 1 else None
+
+    def read(self, array: Any) -> np.ndarray:
+        return self.backend.to_host(array)
+
+
+@pytest.mark.gpu
+class TestCupyOnCuda(OnCuda):
+    name: ClassVar[str] = "cupy"
+
+    def make(self, values: np.ndarray) -> Any:
+        return required("cupy").array(values)
+
+
+@pytest.mark.gpu
+class TestTorchOnCuda(OnCuda):
+    name: ClassVar[str] = "torch"
+
+    def make(self, values: np.ndarray) -> Any:
+        return required("torch").from_numpy(values.copy()).cuda(0)
+
+
+@pytest.mark.gpu
+class TestJaxOnCuda(OnCuda):
+    name: ClassVar[str] = "jax"
+
+    def make(self, values: np.ndarray) -> Any:
+        jax = required("jax")
+        return jax.device_put(values.copy(), jax.devices("gpu")[0])
+
+
+@pytest.mark.gpu
+class TestTensorflowOnCuda(OnCuda):
+    name: ClassVar[str] = "tensorflow"
+
+    def make(self, values: np.ndarray) -> Any:
+        tensorflow = required("tensorflow")
+        with tensorflow.device("GPU:0"):
+            return tensorflow.identity(tensorflow.constant(values))
