@@ -10,6 +10,7 @@ from operator import index
 from time import monotonic
 from typing import Any, NoReturn
 
+from memcore.errors import OutOfDeviceMemoryError
 from memcore.info import bytes_text
 from memcore.memory_type import GpuId
 from pools.block import Block
@@ -211,7 +212,17 @@ class ArrayPool:
                 raise
         # outside the except block: the error's traceback would pin arrays that are to be given back
         self._relieve(nbytes, True)
-        return self._allocate_once(nbytes, shape, dtype, holder)
+        try:
+            return self._allocate_once(nbytes, shape, dtype, holder)
+        except Exception as error:
+            if isinstance(error, MemoryError) or not self._store.is_oom(error):
+                raise
+            raise OutOfDeviceMemoryError(
+                f"{self.memory_type} has no {nbytes} bytes ({bytes_text(nbytes)}) on {self.device}, "
+                f"after all idle memory was given back: {error}",
+                device=str(self.device),
+                requested=nbytes,
+            ) from error
 
     def _allocate_once(self, nbytes: int, shape: tuple[int, ...], dtype: Any, holder: Holder) -> Block:
         if self._virtual is None:

@@ -4,9 +4,7 @@ import sys
 from collections.abc import Iterator
 
 from memcore.backend import Backend
-from memcore.errors import OutOfDeviceMemoryError
 from memcore.registry import backend_of, memory_type_names
-from pools.errors import PoolExhaustedError
 
 
 def is_oom(error: BaseException) -> bool:
@@ -14,9 +12,7 @@ def is_oom(error: BaseException) -> bool:
 
     An illegal address, a failed assertion or any other failure on a device is not.
     """
-    if type(error) in (MemoryError, OutOfDeviceMemoryError, PoolExhaustedError):
-        return True
-    return any(backend.is_oom(error) for backend in loaded_backends())
+    return isinstance(error, MemoryError) or any(backend.is_oom(error) for backend in loaded_backends())
 
 
 def loaded_backends() -> Iterator[Backend]:

@@ -1,9 +1,7 @@
 """The pool against a model: every figure equal after every step, no buffer lent twice to eight threads."""
 
-import gc
 import random
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,16 +15,6 @@ from pools import ArrayPool, Lease, LiveAliasError, PoolExhaustedError, PoolStat
 from pools.block import Block
 from pools.host_store import HostStore
 from pools.sizes import size_class
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _cheap_collections() -> Iterator[None]:
-    """A refusal collects garbage first: what other modules have imported needn't be looked at each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
 
 LIMIT = 20_000
 IDLE_LIMIT = 12_000
