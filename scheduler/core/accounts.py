@@ -3,7 +3,7 @@
 from bisect import bisect_left, insort
 
 from scheduler.core.model import Device, DeviceKind, DeviceSnapshot, DeviceView
-from scheduler.core.queues import FitQueue, ShortestQueue
+from scheduler.core.queues import FamilyQueues, FitQueue
 from scheduler.core.records import Group, JobRecord
 
 
@@ -11,7 +11,7 @@ class DeviceClass:
     """Devices of equal kind, model and capacity: a group's options are the same on all of them.
 
     `open` lists those that could start something, by free bytes. `fit` holds groups that may run here and
-    can't or needn't run elsewhere, `shortest` (CPU only) those that would rather have a GPU; `alone` waits
+    can't or needn't run elsewhere, `takeover` (CPU only) those that would rather have a GPU; `alone` waits
     for an empty device, `restricted` for particular devices.
     """
 
@@ -24,7 +24,7 @@ class DeviceClass:
         self.accounts: list[DeviceAccount] = []
         self.open: list[tuple[int, int, DeviceAccount]] = []
         self.fit = FitQueue()
-        self.shortest = ShortestQueue()
+        self.takeover = FamilyQueues()
         self.alone: dict[int, Group] = {}
         self.restricted: dict[int, Group] = {}
         self.warm: dict[str, dict[int, Group]] = {}

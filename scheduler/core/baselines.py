@@ -93,7 +93,13 @@ class Baseline:
                 self.alone.add(job.job_id)
             footprint = plan.footprint
             placement = Placement(
-                job.job_id, attempt, device.uuid, device.host, plan, footprint.device_bytes, footprint.host_bytes
+                job.job_id,
+                attempt,
+                device.uuid,
+                device.host,
+                plan,
+                footprint.device_bytes,
+                footprint.host_bytes,
             )
             out.append(Start(placement, _DECISION))
         self.queue.extendleft(reversed(passed))

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 from scheduler.core.model import JobPlan
 
-# Peaks of one family scatter by a few percent (allocator rounding, data-dependent temporaries): the prior
-# spread
-# weighs as much as PRIOR_COUNT measurements. WIDTH standard deviations cover 99.8 % of a normal's upper side.
-PRIOR_SPREAD = 0.05
+# Peaks of one family scatter by a few per cent (allocator rounding, data-dependent temporaries): the prior
+# spread weighs as much as PRIOR_COUNT measurements. WIDTH standard deviations cover 99.5 % of a normal's
+# upper side.
+PRIOR_SPREAD = 0.03
 PRIOR_COUNT = 3
-WIDTH = 2.9
+WIDTH = 2.6
 # Before anything was measured a declared host footprint gets this margin; device footprints run alone
 # instead.
 COLD_MARGIN = 1.25

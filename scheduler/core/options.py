@@ -38,7 +38,8 @@ def _options_on(
     estimates: Estimates,
     host_capacity: int,
 ) -> dict[int, tuple[Option, ...]]:
-    found = {}
+    found: dict[int, tuple[Option, ...]] = {}
+    squeezed: dict[int, tuple[Option, ...]] = {}
     for cls in classes:
         if group.restricted and not any(group.permits(account.device.uuid) for account in cls.accounts):
             continue
@@ -48,8 +49,10 @@ def _options_on(
             if option is not None and (not options or option.need < options[-1].need):
                 options.append(option)
         if options:
-            found[cls.index] = tuple(options)
-    return found
+            fits = any(option.need < cls.capacity for option in options)
+            (found if fits else squeezed)[cls.index] = tuple(options)
+    # where only the margin is cut off it is tried if nowhere else has room for all of it
+    return found or squeezed
 
 
 def _option(
@@ -116,7 +119,9 @@ def why_impossible(
     if on_pressure.keeps_off_cpu:
         figures = too_large_for_gpus(group, classes, estimates, host_capacity)
         if figures:
-            return f"can never fit: {figures}; on_pressure is {on_pressure.value}, so the CPU isn't used instead"
+            return (
+                f"can never fit: {figures}; on_pressure is {on_pressure.value}, so the CPU isn't used instead"
+            )
     lines = _why_no_plan(group, group.plans, classes, estimates, host_capacity)
     return f"can never fit: {lines}" if lines else "it has no plan at all"
 

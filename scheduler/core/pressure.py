@@ -3,6 +3,7 @@
 from scheduler.core.accounts import DeviceAccount, DeviceClass
 from scheduler.core.model import gib
 from scheduler.core.policy import OnPressure
+from scheduler.core.queues import microseconds
 from scheduler.core.records import Group, Option
 from scheduler.core.state import State
 
@@ -11,9 +12,9 @@ def best_for_cpu(state: State, account: DeviceAccount) -> tuple[Group, Option, s
     """The group that gains most by running on this CPU device now, with the reason in words; None if none
     does.
 
-    Among the families, the one whose work the CPU takes off the GPUs at the best price comes first; of a
-    family, the job that is shortest there. Under `earliest-finish` it must end before the GPUs would have
-    worked off the queue.
+    Among the families, the one whose work the CPU takes off the GPUs at the best price comes first. Under
+    `earliest-finish` the job must end before the GPUs would have worked off the queue; the longest of those
+    that do is taken, so that short ones are left for the end.
     """
     mode = state.policy.on_pressure
     if mode is OnPressure.WAIT or mode is OnPressure.FAIL:
@@ -21,10 +22,8 @@ def best_for_cpu(state: State, account: DeviceAccount) -> tuple[Group, Option, s
     free = account.free
     best: tuple[Group, Option] | None = None
     best_gain = (-(1 << 62), -1.0)
-    drain = -1.0
-    for group, option in account.cls.shortest.heads():
-        if option.need > free:
-            continue
+    limit = -1
+    for queue, group, option in account.cls.takeover.families():
         unknown = not option.measured or not _measured_on_gpu(state, group)
         gain = (group.priority, float("inf") if unknown else group.area / max(option.seconds, 1e-9))
         if gain <= best_gain:
@@ -32,14 +31,18 @@ def best_for_cpu(state: State, account: DeviceAccount) -> tuple[Group, Option, s
         if mode is OnPressure.EARLIEST_FINISH and not _strangers_hold(state, group):
             if unknown:
                 # the first of a family tells how long the CPU takes: the others wait for that figure
-                if state.exploring.get(group.family):
+                if group.family in state.exploring:
                     continue
             else:
-                if drain < 0:
-                    drain = state.drain_seconds()
-                if option.seconds > max(drain, group.best_seconds):
+                if limit < 0:
+                    limit = microseconds(state.drain_seconds())
+                longest = next(queue.candidates(limit), None)
+                if longest is not None:
+                    group, option = longest
+                elif option.seconds > group.best_seconds:
                     continue
-        best, best_gain = (group, option), gain
+        if option.need <= free:
+            best, best_gain = (group, option), gain
     return None if best is None else (*best, _why_cpu(state, *best))
 
 

@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 
 from scheduler.core.records import Group, Option
 
-_Entry = tuple[float, int, int, int, Group, Option]
+_Entry = tuple[float, int, int, int, Group, Option, int]
 _SMALLEST_BITS = 20
 _MANTISSA_BITS = 5
 
@@ -39,14 +39,14 @@ class _Level:
         self.buckets: dict[int, list[_Entry]] = {}
         self.smallest: list[_Entry] = []
 
-    def insert(self, group: Group, option: Option) -> None:
-        bucket = bucket_of(option.need)
+    def insert(self, group: Group, option: Option, size: int) -> None:
+        bucket = bucket_of(size)
         heap = self.buckets.get(bucket)
         if heap is None:
             heap = self.buckets[bucket] = []
         # the longest first within a bucket: short ones fill the end of a run better
-        heappush(heap, (-option.seconds, group.order, option.index, group.version, group, option))
-        heappush(self.smallest, (option.need, group.order, option.index, group.version, group, option))
+        heappush(heap, (-option.seconds, group.order, option.index, group.version, group, option, size))
+        heappush(self.smallest, (size, group.order, option.index, group.version, group, option, size))
         self.mask |= 1 << bucket
 
     def top(self, bucket: int) -> _Entry | None:
@@ -70,7 +70,7 @@ class _Level:
         if self.mask >> (below + 1) & 1:
             # the bucket that `free` falls into: its first may fit or not
             entry = self.top(below + 1)
-            if entry is not None and entry[5].need <= free:
+            if entry is not None and entry[6] <= free:
                 found = True
                 yield entry[4], entry[5]
         mask = self.mask & ((1 << below + 1) - 1)
@@ -83,15 +83,18 @@ class _Level:
             mask &= (1 << bucket) - 1
         if not found:
             # only here can a group that fits hide behind another in the one bucket that `free` falls into
-            heap = self.smallest
-            while heap:
-                entry = heap[0]
-                group = entry[4]
-                if entry[3] == group.version:
-                    if entry[5].need <= free:
-                        yield group, entry[5]
-                    return
-                heappop(heap)
+            least = self.least()
+            if least is not None and self.smallest[0][6] <= free:
+                yield least
+
+    def least(self) -> tuple[Group, Option] | None:
+        heap = self.smallest
+        while heap:
+            entry = heap[0]
+            if entry[3] == entry[4].version:
+                return entry[4], entry[5]
+            heappop(heap)
+        return None
 
 
 class FitQueue:
@@ -107,13 +110,13 @@ class FitQueue:
         self._levels: dict[int, _Level] = {}
         self._order: list[_Level] = []
 
-    def insert(self, group: Group, option: Option) -> None:
-        """Queue a group under one of its options."""
+    def insert(self, group: Group, option: Option, size: int) -> None:
+        """Queue a group under one of its options, by `size`."""
         level = self._levels.get(group.priority)
         if level is None:
             level = self._levels[group.priority] = _Level(group.priority)
             self._order = sorted(self._levels.values(), key=lambda level: -level.priority)
-        level.insert(group, option)
+        level.insert(group, option, size)
 
     def candidates(self, free: int) -> Iterator[tuple[Group, Option]]:
         """Groups whose need fits into `free` bytes: by priority, then the largest need first."""
@@ -123,41 +126,45 @@ class FitQueue:
             if level.mask:
                 yield from level.candidates(free)
 
-    def needs_above(self, nbytes: int) -> Iterator[Group]:
-        """Groups with an option that needs more than `nbytes`."""
+    def smallest(self) -> tuple[Group, Option] | None:
+        """The group of the smallest size among those of the highest priority."""
         for level in self._order:
-            for bucket, heap in level.buckets.items():
-                if bucket > bucket_below(nbytes):
-                    for entry in heap:
-                        if entry[3] == entry[4].version and entry[5].need > nbytes:
-                            yield entry[4]
+            found = level.least()
+            if found is not None:
+                return found
+        return None
 
 
-class ShortestQueue:
-    """Waiting groups of each family, the shortest expected time first: those that the CPU may take over."""
+class FamilyQueues:
+    """Waiting groups of each family by their expected time.
+
+    Those that the CPU may take over from the GPUs.
+    """
 
     __slots__ = ("_families",)
 
     def __init__(self) -> None:
-        self._families: dict[str, list[_Entry]] = {}
+        self._families: dict[str, FitQueue] = {}
 
     def insert(self, group: Group, option: Option) -> None:
         """Queue a group under its option on the CPU."""
-        heap = self._families.setdefault(group.family, [])
-        heappush(heap, (option.seconds, group.order, option.index, group.version, group, option))
+        family = self._families.get(group.family)
+        if family is None:
+            family = self._families[group.family] = FitQueue()
+        family.insert(group, option, microseconds(option.seconds))
 
-    def heads(self) -> list[tuple[Group, Option]]:
-        """The shortest group of each family that has any."""
+    def families(self) -> list[tuple[FitQueue, Group, Option]]:
+        """Each family that has waiting groups, with the shortest of them."""
         found = []
-        for family in list(self._families):
-            heap = self._families[family]
-            while heap:
-                entry = heap[0]
-                group = entry[4]
-                if entry[3] == group.version:
-                    found.append((group, entry[5]))
-                    break
-                heappop(heap)
+        for name, queue in list(self._families.items()):
+            shortest = queue.smallest()
+            if shortest is None:
+                del self._families[name]
             else:
-                del self._families[family]
+                found.append((queue, *shortest))
         return found
+
+
+def microseconds(seconds: float) -> int:
+    """A time as a size for a `FitQueue`."""
+    return int(min(seconds, 1e12) * 1e6)

@@ -196,7 +196,10 @@ class State:
         group.best_seconds = min((choices[0].seconds for choices in options.values()), default=0.0)
 
     def why_on_cpu(self, group: Group) -> str:
-        """The figures, if only the CPU can run a group that is too large for the GPUs that are here; else ""."""
+        """The figures, if only the CPU can run a group that is too large for the GPUs that are here.
+
+        Else "".
+        """
         return too_large_for_gpus(group, self.classes, self.estimates, self.host_capacity)
 
     def _insert(self, group: Group, cls: DeviceClass, has_gpu: bool) -> None:
@@ -207,10 +210,10 @@ class State:
         elif group.restricted:
             cls.restricted[group.order] = group
         elif cls.is_cpu and has_gpu:
-            cls.shortest.insert(group, choices[0])
+            cls.takeover.insert(group, choices[0])
         else:
             for option in choices:
-                cls.fit.insert(group, option)
+                cls.fit.insert(group, option, option.need)
 
     def _pin(self, group: Group, options: dict[int, tuple[Option, ...]]) -> dict[int, tuple[Option, ...]]:
         """Reproducible.
