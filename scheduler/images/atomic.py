@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -69,11 +70,18 @@ def partial_path(path: Path) -> Path:
 
 
 def remove_partials(folders: Iterable[Path], pids: Iterable[int]) -> None:
-    """Remove what processes that were ended in the middle of a write have left in these folders."""
-    left = {f"{PARTIAL_PREFIX}{pid}-" for pid in pids}
+    """Remove what processes that were ended in the middle of a write have left in these folders themselves.
+
+    The processes must be gone: an unfinished file or OME-Zarr of a living one would vanish under its hands.
+    """
+    left = tuple(f"{PARTIAL_PREFIX}{pid}-" for pid in pids)
     for folder in folders:
         for path in folder.glob(f"{PARTIAL_PREFIX}*{PARTIAL_SUFFIX}"):
-            if path.name.startswith(tuple(left)):
+            if not path.name.startswith(left):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
                 path.unlink(missing_ok=True)
 
 

@@ -21,11 +21,11 @@ from scheduler.images.naming import (
     template_fields,
 )
 from scheduler.images.options import DEFAULT_OPTIONS, WriteOptions
-from scheduler.images.plates import OutputTarget, plan_outputs, prepare_output
+from scheduler.images.plates import Destination, plan_outputs, prepare_output
 from scheduler.images.stack import PhysicalSize
 
 __all__ = [
-    "OutputTarget",
+    "Destination",
     "WriteOptions",
     "check_output_folder",
     "output_path",

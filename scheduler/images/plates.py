@@ -25,17 +25,22 @@ _ALPHANUMERIC = re.compile(r"[A-Za-z0-9]+")  # all that the specification allows
 
 
 @dataclass(frozen=True, slots=True)
-class OutputTarget:
+class Destination:
     """Where a stack is written: a file or image of its own, or channel `channel` of an image's `channels`."""
 
     path: Path
     channel: int | None = None
     channels: int = 1
 
+    @property
+    def folder(self) -> Path:
+        """Where its unfinished files are, for remove_partials."""
+        return self.path.parent if self.channel is None else self.path
+
 
 def plan_outputs(
     folder: str | Path, template: str, sources: Sequence[StackSource], format: str
-) -> list[OutputTarget]:
+) -> list[Destination]:
     """The target of each source, all of them different; nothing is written.
 
     Raises
@@ -46,16 +51,16 @@ def plan_outputs(
     """
     if not _is_plate(template, format):
         fields = [dict(source.fields) for source in sources]
-        return [OutputTarget(path) for path in output_paths(folder, template, fields, format)]
+        return [Destination(path) for path in output_paths(folder, template, fields, format)]
     images: dict[Path, list[StackSource]] = {}
     for source in sources:
         images.setdefault(_image_path(Path(folder), template, source), []).append(source)
-    targets: dict[StackSource, OutputTarget] = {}
+    targets: dict[StackSource, Destination] = {}
     for path, members in images.items():
         _check_differ_in_channel(template, path, members)
         members.sort(key=lambda source: natural_key(dict(source.fields).get("channel", "")))
         for channel, source in enumerate(members):
-            targets[source] = OutputTarget(path, channel, len(members))
+            targets[source] = Destination(path, channel, len(members))
     return [targets[source] for source in sources]
 
 
@@ -67,7 +72,7 @@ def prepare_output(
     *,
     options: WriteOptions = DEFAULT_OPTIONS,
     overwrite: bool = False,
-) -> list[OutputTarget]:
+) -> list[Destination]:
     """Plan the outputs, make the folder, and write the metadata of plates, wells and their images.
 
     To be called once, before the first job. Metadata that is there already and says the same stays, so that a

@@ -1,5 +1,6 @@
 """find_stacks and read_stack on plates of one-plane files: grouping, order, and all that can be wrong."""
 
+import contextlib
 import pickle
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import tifffile
 
 from scheduler.images.errors import ImageError, InputError
+from scheduler.images.outputs import write_stack
 from scheduler.images.planes import UnevenStacksWarning
 from scheduler.images.sources import PlaneRef, StackSource, find_stacks, read_stack
 
@@ -304,3 +306,29 @@ def test_out_may_be_strided(plate):
     read_stack(source, whole[:, :, ::2])
     np.testing.assert_array_equal(whole[:, :, ::2], stacks[source.name])
     assert not whole[:, :, 1::2].any()
+
+
+@pytest.mark.parametrize("kind", ["plain", "zlib", "big-endian", "strided", "zarr", "damaged"])
+def test_nothing_sees_the_array_any_more_when_read_stack_is_done(tmp_path, pixels, kind):
+    stack = pixels((3, 64, 48))
+    if kind == "zarr":
+        write_stack(tmp_path / "a.zarr", stack, format="ome-zarr")
+    else:
+        tifffile.imwrite(
+            tmp_path / "a.tif",
+            stack,
+            photometric="minisblack",
+            compression="zlib" if kind in ("zlib", "damaged") else None,
+            byteorder=">" if kind == "big-endian" else None,
+        )
+    (source,) = find_stacks(tmp_path, "a.{format}")
+    if kind == "damaged":
+        content = bytearray((tmp_path / "a.tif").read_bytes())
+        content[-2000:] = bytes(2000)
+        (tmp_path / "a.tif").write_bytes(content)
+    owner = np.empty((3, 64, 96 if kind == "strided" else 48), "uint16")
+    out = owner[:, :, ::2] if kind == "strided" else owner[:]
+    before = sys.getrefcount(owner)
+    with pytest.raises(ImageError) if kind == "damaged" else contextlib.nullcontext():
+        read_stack(source, out, threads=2)
+    assert sys.getrefcount(owner) == before

@@ -15,7 +15,7 @@ import zarr
 
 from scheduler.images.errors import ImageError, InputError, OutputError
 from scheduler.images.outputs import (
-    OutputTarget,
+    Destination,
     WriteOptions,
     output_path,
     plan_outputs,
@@ -309,7 +309,7 @@ def test_a_plate_is_written_by_jobs_and_read_again(tmp_path, pixels, version):
     options = WriteOptions(zarr_version=version, levels=2)
     sources = plate_sources()
     targets = prepare_output(tmp_path, TEMPLATE, sources, "ome-zarr", options=options)
-    assert targets[1] == OutputTarget(tmp_path / "p1.ome.zarr/A/01/1", 1, 2)
+    assert targets[1] == Destination(tmp_path / "p1.ome.zarr/A/01/1", 1, 2)
     data = [pixels((3, 16, 12), seed=seed) for seed in range(len(targets))]
     for target, stack in zip(targets[::-1], data[::-1], strict=True):
         assert not verify_stack(target.path, stack.shape, "uint16", channel=target.channel)
@@ -409,7 +409,7 @@ def test_rows_and_columns_as_fields(tmp_path):
     fields = (("row", "C"), ("column", "7"), ("site", "1"))
     source = StackSource(fields, (PlaneRef("x"),), (1, 2, 3), "uint16")
     (target,) = plan_outputs(tmp_path, "p.zarr/{row}/{column}/{site}", [source], "ome-zarr")
-    assert target == OutputTarget(tmp_path / "p.zarr/C/7/1", 0, 1)
+    assert target == Destination(tmp_path / "p.zarr/C/7/1", 0, 1)
 
 
 def test_only_channels_share_an_image(tmp_path):
@@ -612,7 +612,7 @@ def test_jobs_that_write_channels_of_one_image_at_once(tmp_path, pixels, version
     data = [pixels((3, 16, 12), seed=seed) for seed in range(8)]
     start = threading.Barrier(8)
 
-    def write(target: OutputTarget, stack: np.ndarray) -> None:
+    def write(target: Destination, stack: np.ndarray) -> None:
         start.wait(timeout=60)
         write_stack(
             target.path, stack, format="ome-zarr", options=options,
