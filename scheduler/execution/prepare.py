@@ -39,6 +39,21 @@ def prepare(config: RunConfig, *, overwrite: bool) -> PreparedRun:
     InputError, StepError, OutputError
         What can't be used, and what to do about it.
     """
+    prepared = look(config)
+    check_output_folder(config.output.path)
+    if not overwrite:
+        refuse_existing_outputs([job.output for job in prepared.jobs])
+    return prepared
+
+
+def look(config: RunConfig) -> PreparedRun:
+    """The part of `prepare` that changes nothing: stacks, steps and the names of the results.
+
+    Raises
+    ------
+    InputError, StepError, OutputError
+        As `prepare`, but for the state of the output folder.
+    """
     specs = tuple(step_spec(step, config) for step in config.steps)
     steps = tuple(spec.resolve() for spec in specs)
     chosen = config.input
@@ -49,9 +64,6 @@ def prepare(config: RunConfig, *, overwrite: bool) -> PreparedRun:
     outputs = output_paths(
         target.path, target.name, [dict(source.fields) for source in sources], target.format
     )
-    check_output_folder(target.path)
-    if not overwrite:
-        refuse_existing_outputs(outputs)
     jobs = tuple(
         PreparedJob(source.name, source, output) for source, output in zip(sources, outputs, strict=True)
     )

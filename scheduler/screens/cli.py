@@ -70,6 +70,23 @@ def run(
 
 
 @app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="The YAML file that describes the run.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a run would do: jobs, footprints, conversions, devices, and the time it may take.
+
+    Nothing is started or written.
+
+    Example: stackyard plan configs/quickstart.yaml
+    """
+    from scheduler.screens.plan_command import plan_command
+
+    plan_command(config, as_json=as_json, debug=debug)
+
+
+@app.command()
 def devices(as_json: Json = False, debug: Debug = False) -> None:
     """Show devices with their memory, the array libraries, and why one can't be used.
 

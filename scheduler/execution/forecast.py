@@ -1,0 +1,170 @@
+"""How a run would go: what its jobs need by each plan, and where and when they would run, by simulation."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from scheduler.config.model import RunConfig
+from scheduler.core.footprint import Estimates
+from scheduler.core.model import Device, DeviceSnapshot, Job, JobPlan
+from scheduler.core.policy import OnPressure, Policy
+from scheduler.core.simulate import run_dispatcher
+from scheduler.core.trace import Hog, Trace, TraceJob, TruePlan
+from scheduler.execution.devices import open_devices
+from scheduler.execution.jobs import Form, dispatcher_job, plans_by_form
+from scheduler.execution.plans import step_types
+from scheduler.execution.prepare import PreparedJob, PreparedRun, look
+from scheduler.execution.usable import installed
+from scheduler.host.estimates import default_estimates_path, load_estimates
+from scheduler.host.reservations import Reservations
+
+# Strangers' memory is taken to stay as it is, and to be known before the first job comes.
+_HOGS_KNOWN_S = 1.0
+_FOR_GOOD_S = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class PlanForecast:
+    """One way to run a job. Bytes are what would be reserved; `seconds` by device model, where measured."""
+
+    plan: JobPlan
+    device_bytes: int
+    host_bytes: int
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class FormForecast:
+    """The jobs whose stacks have one shape and dtype, and the plans for them, best first."""
+
+    form: Form
+    jobs: int
+    plans: tuple[PlanForecast, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Everything that is known of a run before it starts.
+
+    `expected_s` and `placements` (jobs by device name) are None until each plan that would be used has been
+    measured in an earlier run; start-up of the worker processes isn't in the time.
+    """
+
+    prepared: PreparedRun
+    devices: tuple[tuple[Device, DeviceSnapshot], ...]
+    notes: tuple[str, ...]
+    forms: tuple[FormForecast, ...]
+    unreadable: tuple[PreparedJob, ...]
+    existing: int
+    expected_s: float | None
+    placements: Mapping[str, int] | None
+
+
+def forecast(config: RunConfig) -> Forecast:
+    """Look at input, steps, devices and what earlier runs have learned; starts nothing and writes nothing.
+
+    Which array libraries really work on a GPU is found out by the run itself: here an installed one counts.
+
+    Raises
+    ------
+    InputError, OutputError, StepError, DevicesError
+        What can't be used, and what to do about it.
+    """
+    prepared = look(config)
+    run_id = f"plan-{time.time_ns()}"
+    discovery = open_devices(config, run_id=run_id, jobs=len(prepared.jobs))
+    try:
+        with Reservations(run=run_id) as reservations:
+            snapshots = discovery.snapshots(reservations)
+    finally:
+        discovery.close()
+    devices = tuple(zip(discovery.devices, snapshots, strict=True))
+    names = step_types(step.step for step in prepared.steps)
+    usable = {device.kind: installed(names, device.kind) for device, _ in devices if device.slots}
+    plans = plans_by_form(prepared, usable)
+    readable = [job for job in prepared.jobs if not job.source.problem]
+    jobs = [dispatcher_job(prepared, job, plans) for job in readable]
+    estimates = load_estimates(default_estimates_path())
+    counts = Counter((job.source.shape, job.source.dtype) for job in readable)
+    example = {(job.source.shape, job.source.dtype): known for job, known in zip(readable, jobs, strict=True)}
+    forms = tuple(
+        FormForecast(
+            form,
+            counts[form],
+            tuple(_plan_forecast(plan, example[form], estimates, discovery.devices) for plan in form_plans),
+        )
+        for form, form_plans in plans.items()
+    )
+    outcome = _simulate(jobs, forms, devices, config)
+    return Forecast(
+        prepared,
+        devices,
+        discovery.problems,
+        forms,
+        tuple(job for job in prepared.jobs if job.source.problem),
+        sum(job.output.exists() for job in prepared.jobs),
+        *outcome,
+    )
+
+
+def _plan_forecast(plan: JobPlan, job: Job, estimates: Estimates, devices: Sequence[Device]) -> PlanForecast:
+    models = dict.fromkeys(device.model for device in devices if device.kind in plan.device_kinds)
+    reserved = [estimates.device_bytes(job.learns_as, job.kind, plan, model) for model in models]
+    seconds = {model: estimates.seconds(job.learns_as, plan, model) for model in models}
+    return PlanForecast(
+        plan,
+        max(reserved, default=plan.footprint.device_bytes),
+        estimates.host_bytes(job.learns_as, job.kind, plan),
+        {model: value for model, value in seconds.items() if value is not None},
+    )
+
+
+def _simulate(
+    jobs: Sequence[Job],
+    forms: Sequence[FormForecast],
+    devices: Sequence[tuple[Device, DeviceSnapshot]],
+    config: RunConfig,
+) -> tuple[float | None, Mapping[str, int] | None]:
+    """(seconds, jobs by device name) of the same dispatcher in virtual time, where rates were measured."""
+    known = {each.plan.name: each for form in forms for each in form.plans}
+    if not jobs or any(not each.seconds for form in forms for each in form.plans):
+        return None, None
+    # A plan's rate on another model than the first measured one enters as that model's speed.
+    speeds = {
+        model: next(iter(each.seconds.values())) / seconds
+        for each in known.values()
+        for model, seconds in each.seconds.items()
+    }
+    by_form = {form.form: form for form in forms}
+    truth = {
+        form: {
+            each.plan.name: TruePlan(each.device_bytes, each.host_bytes, next(iter(each.seconds.values())))
+            for each in found.plans
+        }
+        for form, found in by_form.items()
+    }
+    plans_of = {tuple(each.plan for each in found.plans): form for form, found in by_form.items()}
+    trace = Trace(
+        "forecast",
+        # A prefetched job reads while another computes: it takes no slot.
+        tuple(replace(device, prefetch=0) for device, _ in devices),
+        tuple(TraceJob(job, truth[plans_of[job.plans]], _HOGS_KNOWN_S) for job in jobs),
+        speeds=speeds,
+        hogs=tuple(
+            Hog(device.uuid, 0.0, snapshot.external_bytes, _FOR_GOOD_S)
+            for device, snapshot in devices
+            if snapshot.external_bytes
+        ),
+    )
+    policy = Policy(
+        on_pressure=OnPressure(config.memory.on_pressure), reproducible=config.memory.reproducible
+    )
+    outcome = run_dispatcher(trace, policy, load_estimates(default_estimates_path()), keep_spans=True)
+    if outcome.done < len(jobs):
+        return None, None
+    names = {device.uuid: device.name for device, _ in devices}
+    placements = Counter(names[span.uuid] for span in outcome.spans or () if not span.oom)
+    return outcome.makespan_s - _HOGS_KNOWN_S, {
+        names[device.uuid]: placements[names[device.uuid]] for device, _ in devices
+    }

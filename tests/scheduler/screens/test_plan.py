@@ -1,0 +1,150 @@
+"""`stackyard plan` tells what a run would do, and changes nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from scheduler.config import load_config
+from scheduler.core.footprint import Estimates
+from scheduler.core.model import DeviceKind
+from scheduler.execution.forecast import forecast
+from scheduler.execution.jobs import dispatcher_job, plans_by_form
+from scheduler.execution.prepare import look
+from scheduler.host.estimates import default_estimates_path, save_estimates
+from scheduler.images.sample import write_sample
+from scheduler.screens import cli
+
+CONFIG = """\
+input: {path: img, pattern: "{well}_s{site}_z{z}_c{channel}.tif"}
+steps:
+  - use: gaussian
+    with: {sigma: 1}
+    memory: [numpy]
+output: {path: out, name: "{well}_s{site}_c{channel}"}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch) -> Path:
+    """Four stacks of 3 × 16 × 16 uint16, two cores, and nothing learned yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("scheduler.execution.devices.usable_cores", lambda: 2)
+    write_sample(tmp_path / "img", wells=1, sites=2, channels=2, planes=3, size=16)
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(cli.app, ["plan", *map(str, arguments)])
+
+
+def learn(config: Path, *, cpu_seconds: float) -> None:
+    """What earlier runs of this config have learned: how long each of its jobs takes on the CPU."""
+    prepared = look(load_config(config))
+    plans = plans_by_form(prepared, {DeviceKind.CPU: ("numpy",)})
+    estimates = Estimates()
+    for prepared_job in prepared.jobs:
+        job = dispatcher_job(prepared, prepared_job, plans)
+        estimates.observe_seconds(job.learns_as, job.plans[0], "cpu", cpu_seconds)
+    save_estimates(estimates, default_estimates_path())
+
+
+def test_jobs_footprint_and_device_without_any_measurement(config):
+    found = forecast(load_config(config))
+    ((form, jobs, (plan,)),) = [(each.form, each.jobs, each.plans) for each in found.forms]
+    assert (form, jobs) == (((3, 16, 16), "uint16"), 4)
+    assert (plan.plan.name, plan.plan.memory_types, plan.device_bytes) == ("cpu:numpy", ("numpy",), 0)
+    # At least the stack of uint16 and its result in float32.
+    assert plan.host_bytes >= 3 * 16 * 16 * (2 + 4)
+    assert (found.expected_s, found.placements, dict(plan.seconds)) == (None, None, {})
+    assert [device.name for device, _ in found.devices] == ["cpu"]
+
+
+def test_nothing_is_written_or_started(config, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    assert invoke(config).exit_code == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_time_and_placements_by_simulation_once_rates_are_measured(config):
+    learn(config, cpu_seconds=10.0)
+    found = forecast(load_config(config))
+    # Four jobs of ten seconds, two at a time.
+    assert found.expected_s == pytest.approx(20.0)
+    assert found.placements == {"cpu": 4}
+    text = invoke(config).stdout
+    assert "Time     about 20 s, by simulation with measured rates" in text
+    assert "10.0" in text
+
+
+def test_screen(config, tmp_path):
+    lines = [" ".join(line.split()) for line in invoke(config).stdout.splitlines()]
+    assert lines[:3] == [
+        "Input 4 stacks of 3 × 16 × 16 uint16, 1.5 KiB each",
+        "Steps gaussian",
+        f"Results {tmp_path / 'out/A01_s1_c1.ome.tif'} and so on",
+    ]
+    assert any(line.startswith("cpu:numpy numpy – ") and line.endswith("unmeasured") for line in lines)
+    assert lines[-1].startswith("Time not known before a run has measured this chain")
+
+
+def test_json(config):
+    record = json.loads(invoke(config, "--json").stdout)
+    assert record["jobs"] == 4
+    assert record["steps"] == ["gaussian"]
+    (form,) = record["forms"]
+    assert (form["shape"], form["dtype"], form["jobs"]) == ([3, 16, 16], "uint16", 4)
+    assert [plan["name"] for plan in form["plans"]] == ["cpu:numpy"]
+    (cpu,) = record["devices"]
+    assert (cpu["name"], cpu["slots"], cpu["jobs"]) == ("cpu", 2, None)
+    assert record["expected_s"] is None
+
+
+def test_results_that_are_there_and_stacks_that_cannot_be_read(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/A01_s1_c1.ome.tif").touch()
+    for path in (tmp_path / "img").glob("A01_s2_z*_c1.tif"):
+        path.write_bytes(path.read_bytes()[:100])
+    record = json.loads(invoke(config, "--json").stdout)
+    assert record["results"]["existing"] == 1
+    (broken,) = record["unreadable"]
+    assert "site-2" in broken["job"]
+    assert record["forms"][0]["jobs"] == 3
+    text = invoke(config).stdout
+    assert "(1 result there already)" in text
+    assert f"can't be read: {broken['job']}" in text
+
+
+def test_virtual_gpus_show_conversions_and_say_what_they_are(config):
+    pytest.importorskip("torch", reason="needs torch")
+    text = CONFIG.replace("memory: [numpy]", "memory: [torch, numpy]")
+    config.write_text(text + "devices: {gpus: {virtual: [64MiB, 32MiB]}}\n")
+    record = json.loads(invoke(config, "--json").stdout)
+    virtual, cpu = record["forms"][0]["plans"]
+    assert (virtual["memory_types"], cpu["memory_types"]) == (["torch"], ["numpy"])
+    assert len(virtual["conversions"]) == 2
+    assert virtual["device_bytes"] > 0
+    assert [(each["name"], each["total_bytes"], each["virtual"]) for each in record["devices"][:2]] == [
+        ("virtual0", 64 << 20, True),
+        ("virtual1", 32 << 20, True),
+    ]
+    assert "virtual0, virtual1: virtual, an account of bytes and no hardware" in invoke(config).stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("path: img", "path: gone", "gone doesn't exist"),
+        ("gaussian", "gausian", "did you mean 'gaussian'?"),
+        ("sigma: 1", "sigma: x", "steps[0]"),
+        ("c{channel}.tif", "d{channel}.tif", "matches the pattern"),
+    ],
+)
+def test_what_cannot_be_run_cannot_be_planned(config, old, new, said):
+    config.write_text(CONFIG.replace(old, new, 1))
+    result = invoke(config)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
