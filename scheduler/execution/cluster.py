@@ -87,7 +87,14 @@ def local_cluster(devices: Sequence[Device], *, host_limit: int) -> Iterator[Cli
             scheduler={
                 "cls": Scheduler,
                 # A job that ends its worker is ours to judge, so Dask must not try it again by itself.
-                "options": {"host": LOOPBACK, "port": 0, "dashboard": False, "allowed_failures": 0},
+                "options": {
+                    "host": LOOPBACK,
+                    "port": 0,
+                    # Any free port: on its usual one another run may listen, and Dask would warn of that.
+                    "dashboard_address": ":0",
+                    "dashboard": False,
+                    "allowed_failures": 0,
+                },
             },
             silence_logs=logging.CRITICAL,
         )
