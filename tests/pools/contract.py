@@ -36,7 +36,7 @@ class PoolContract:
         return array
 
     def read(self, array: Any) -> np.ndarray:
-        return np.array(array)
+        return np.asarray(array).copy()
 
     @pytest.fixture
     def make(self) -> Callable[[int], ArrayPool]:

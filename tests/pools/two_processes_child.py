@@ -40,6 +40,7 @@ def use(memory_type: str, pool: ArrayPool, nbytes: int, value: int) -> None:
 
 
 def main(path: str, nbytes: int, jobs: int, limit: int) -> None:
+    gc.freeze()  # what was imported is no garbage
     device = VirtualDeviceMemory(path)
     refused = recovered = most = 0
     resident: list[int] = []
@@ -67,7 +68,7 @@ def main(path: str, nbytes: int, jobs: int, limit: int) -> None:
                         time.sleep(0.002)
             recovered += was_refused
             most = max(most, pools.stats().bytes_held)
-            if number % 10 == 9:
+            if number % 15 == 14:
                 gc.collect()
                 resident.append(psutil.Process().memory_info().rss)
         leaks = [str(lease) for lease in pools.leases()]
