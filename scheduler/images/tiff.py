@@ -6,6 +6,8 @@ and sizes that no compression reaches are refused. Values are given as stored: M
 
 import logging
 import math
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,9 @@ _PALETTE = 3
 def opened(path: str | Path) -> Iterator[tifffile.TiffFile]:
     """The open file; whatever goes wrong inside the block becomes an ImageError that names it."""
     try:
+        # to open a named pipe is to wait for ever
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError(f"{path}: not a file")
         with tifffile.TiffFile(path) as file:
             yield file
     except (ImageError, MemoryError):

@@ -18,6 +18,7 @@ from scheduler.images.outputs import (
     check_output_folder,
     output_path,
     output_paths,
+    plan_outputs,
     template_fields,
     verify_stack,
     write_stack,
@@ -436,3 +437,24 @@ def test_compressed_tiff(tmp_path, dtype, compression):
     assert path.stat().st_size < stack.nbytes
     np.testing.assert_array_equal(tifffile.imread(path), stack)
     assert verify_stack(path, stack.shape, dtype)
+
+
+# Inputs are never overwritten
+
+
+def test_an_output_that_is_an_input_is_refused(plate):
+    folder, _ = plate
+    sources = find_stacks(folder, "{well}_s{site}_z{z}_c{channel}.tif", select={"well": "A01", "channel": 1})
+    (folder.parent / "link").symlink_to(folder)
+    for place in (folder, folder.parent / "link", folder / ".." / folder.name):
+        with pytest.raises(OutputError, match=r"A01_s1_z00_c1.tif is among the images that are read"):
+            plan_outputs(place, "{well}_s{site}_z00_c{channel}", sources, "tiff")
+    (beside,) = plan_outputs(folder, "{well}_s{site}_c{channel}", sources, "tiff")
+    assert beside.path == folder / "A01_s1_c1.tif"
+
+
+def test_an_output_folder_with_inputs_in_it_is_refused(tmp_path, pixels):
+    write_stack(tmp_path / "a.ome.zarr", pixels((2, 4, 5)), format="ome-zarr")
+    sources = find_stacks(tmp_path, "{name}.ome.zarr")
+    with pytest.raises(OutputError, match=r"a.ome.zarr is among the images that are read"):
+        plan_outputs(tmp_path, "{name}", sources, "ome-zarr")

@@ -1,6 +1,7 @@
 """find_stacks and read_stack on plates of one-plane files: grouping, order, and all that can be wrong."""
 
 import contextlib
+import os
 import pickle
 import sys
 
@@ -332,3 +333,32 @@ def test_nothing_sees_the_array_any_more_when_read_stack_is_done(tmp_path, pixel
     with pytest.raises(ImageError) if kind == "damaged" else contextlib.nullcontext():
         read_stack(source, out, threads=2)
     assert sys.getrefcount(owner) == before
+
+
+def test_a_named_pipe_isnt_waited_for(plate):
+    folder, _ = plate
+    (folder / "A01_s1_z02_c1.tif").unlink()
+    os.mkfifo(folder / "A01_s1_z02_c1.tif")
+    source = find_stacks(folder, PATTERN)[0]
+    with pytest.raises(ImageError, match=r"A01_s1_z02_c1.tif: not a file"):
+        read(source)
+
+
+def test_a_folder_where_a_slice_should_be(plate):
+    folder, _ = plate
+    (folder / "A01_s1_z02_c1.tif").unlink()
+    (folder / "A01_s1_z02_c1.tif").mkdir()
+    with pytest.raises(ImageError, match=r"A01_s1_z02_c1.tif"):
+        read(find_stacks(folder, PATTERN)[0])
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("nowhere", "No such file"), ("A01_s1_z01_c1.tif", "Too many levels of symbolic links")],
+)
+def test_links_that_lead_nowhere(plate, target, message):
+    folder, _ = plate
+    (folder / "A01_s1_z01_c1.tif").unlink()
+    (folder / "A01_s1_z01_c1.tif").symlink_to(folder / target)
+    with pytest.raises(ImageError, match=rf"A01_s1_z01_c1.tif: can't be read: {message}"):
+        read(find_stacks(folder, PATTERN)[0])

@@ -540,6 +540,7 @@ def test_a_codec_that_runs_code_is_refused(tmp_path, pixels, place):
     assert not marker.exists()
 
 
+@pytest.mark.filterwarnings("ignore:The data type")
 def test_an_array_of_text_is_refused(tmp_path):
     foreign_image(tmp_path / "a.zarr", np.array([["ab", "c"]], "U2"), "yx")
     with pytest.raises(InputError, match=r"isn't numbers|isn't one that images are read with"):
