@@ -5,7 +5,7 @@ from pathlib import Path
 
 from scheduler.config.model import RunConfig, StepConfig
 from scheduler.images.errors import OutputError
-from scheduler.images.outputs import check_output_folder, output_paths
+from scheduler.images.outputs import check_output_folder, output_paths, refuse_inputs
 from scheduler.images.sources import StackSource, find_stacks
 from scheduler.steps.resolve import ResolvedStep, StepSpec
 
@@ -64,6 +64,7 @@ def look(config: RunConfig) -> PreparedRun:
     outputs = output_paths(
         target.path, target.name, [dict(source.fields) for source in sources], target.format
     )
+    refuse_inputs(outputs, sources)
     jobs = tuple(
         PreparedJob(source.name, source, output) for source, output in zip(sources, outputs, strict=True)
     )
