@@ -166,9 +166,13 @@ class OutputConfig(Section):
 
 
 class VirtualGpus(Section):
-    """Devices that are only accounts of bytes: multi-GPU runs on a laptop."""
+    """Devices that are only accounts of bytes: multi-GPU runs on a laptop.
+
+    Runs of this host whose virtual GPUs have the same `name` share them; without one they are the run's own.
+    """
 
     virtual: Annotated[tuple[Annotated[ByteCount, Field(gt=0)], ...], BeforeValidator(_not_empty)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")] | None = None
 
 
 def _gpus_kind(value: Any) -> str:

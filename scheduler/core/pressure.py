@@ -90,14 +90,15 @@ def why_not_cpu(state: State, group: Group, cpu: DeviceClass) -> str | None:
 
 
 def out_of_reach(state: State, group: Group) -> str | None:
-    """Under pressure from strangers: the figures, if no device has room even after all our own jobs end; else
-    None.
+    """Under pressure from strangers: the figures, if no GPU has room even after all our own jobs end.
 
-    A device without an answer isn't known to be full for good, so it keeps hope alive.
+    Else None. A device without an answer isn't known to be full for good, so it keeps hope alive.
     """
     best: tuple[int, Option, DeviceAccount] | None = None
     for index, choices in group.options.items():
         cls = state.classes[index]
+        if cls.is_cpu:
+            continue
         option = choices[-1]
         for account in cls.accounts:
             if not group.permits(account.device.uuid) or not account.online:

@@ -18,6 +18,12 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def virtual_tag(config: RunConfig, run_id: str) -> str:
+    """What the run's virtual GPUs are called: the name that it shares with other runs, or its own."""
+    named = config.devices.gpus.name if isinstance(config.devices.gpus, VirtualGpus) else None
+    return named or run_id
+
+
 def open_devices(config: RunConfig, *, run_id: str, jobs: int) -> Discovery:
     """Find the devices of a run: its GPUs, then this host's CPU with a slot for each core, or job if fewer.
 
@@ -33,7 +39,8 @@ def open_devices(config: RunConfig, *, run_id: str, jobs: int) -> Discovery:
         found = discover(
             wanted.gpus if not isinstance(wanted.gpus, VirtualGpus) else (),
             virtual=[int(capacity) for capacity in virtual],
-            virtual_tag=run_id,
+            virtual_tag=virtual_tag(config, run_id),
+            virtual_lasting=virtual_tag(config, run_id) != run_id,
             cpu_slots=max(1, min(usable_cores(), jobs)) if wanted.cpu else 0,
             headroom_bytes=0 if virtual else int(wanted.headroom),
             prefetch=1,

@@ -1,7 +1,5 @@
 """`run(config)`: the main job, from a config to finished outputs and an account of what ran where."""
 
-import hashlib
-import json
 import secrets
 import threading
 import time
@@ -10,15 +8,16 @@ from importlib.metadata import version
 
 from scheduler.config.model import RunConfig
 from scheduler.core.dispatcher import Dispatcher
-from scheduler.core.model import DeviceKind, Job, JobPlan, Placement
+from scheduler.core.model import DeviceKind, JobPlan, Placement
 from scheduler.core.policy import OnPressure, Policy
 from scheduler.execution.attempt import AttemptTask, OutputTarget
 from scheduler.execution.cluster import local_cluster
-from scheduler.execution.devices import open_devices
+from scheduler.execution.devices import open_devices, virtual_tag
 from scheduler.execution.driver import Driver
 from scheduler.execution.fleet import Fleet
-from scheduler.execution.plans import job_plans, step_types
-from scheduler.execution.prepare import PreparedJob, PreparedRun, prepare
+from scheduler.execution.jobs import Form, dispatcher_job, plans_by_form
+from scheduler.execution.plans import step_types
+from scheduler.execution.prepare import PreparedRun, prepare
 from scheduler.execution.record import JournalRecord
 from scheduler.execution.status import RunStatus, RunSummary
 from scheduler.execution.usable import installed, problems_here
@@ -28,7 +27,6 @@ from scheduler.host.probes import Discovery
 from scheduler.host.reservations import Reservations
 from scheduler.images.outputs import remove_partials
 
-Form = tuple[tuple[int, int, int], str]
 Usable = Mapping[DeviceKind, tuple[str, ...]]
 
 
@@ -69,12 +67,6 @@ def run(
         return _Run(prepared, discovery, run_id, overwrite, on_status).carry_out(plans, usable, stop)
     finally:
         discovery.close()
-
-
-def plans_by_form(prepared: PreparedRun, usable: Usable) -> dict[Form, tuple[JobPlan, ...]]:
-    """The plans for each shape and dtype among the stacks. Raises StepError if a stack can run nowhere."""
-    forms = {(job.source.shape, job.source.dtype) for job in prepared.jobs if not job.source.problem}
-    return {form: job_plans(prepared.steps, *form, usable) for form in sorted(forms)}
 
 
 class _Run:
@@ -119,7 +111,9 @@ class _Run:
         estimates_path = default_estimates_path()
         dispatcher = Dispatcher(policy, self.devices, load_estimates(estimates_path))
         host = next(device for device in self.devices if device.kind is DeviceKind.CPU)
-        settings = WorkerSettings(self.run_id, str(self.run_dir), self.devices, virtual_tag=self.run_id)
+        settings = WorkerSettings(
+            self.run_id, str(self.run_dir), self.devices, virtual_tag=virtual_tag(self.config, self.run_id)
+        )
         state = "failed"
         try:
             with (
@@ -136,7 +130,8 @@ class _Run:
                     make_task=self._task,
                     take_snapshots=lambda: self.discovery.snapshots(reservations),
                 )
-                state = driver.run([self._job(job, plans) for job in self.prepared.jobs], stop)
+                jobs = [dispatcher_job(self.prepared, job, plans) for job in self.prepared.jobs]
+                state = driver.run(jobs, stop)
         finally:
             remove_partials({job.output.parent for job in self.prepared.jobs}, read_worker_pids(self.run_dir))
             summary = self.record.end(state, dispatcher.device_view(), interrupted=state == "interrupted")
@@ -175,22 +170,6 @@ class _Run:
                     self.record.remark(f"{device.name}: {name} isn't used: {problem}")
             checked |= wanted
             plans = plans_by_form(self.prepared, usable)
-
-    def _job(self, job: PreparedJob, plans: dict[Form, tuple[JobPlan, ...]]) -> Job:
-        source = job.source
-        # A stack that can't be read has no form: any plan will do to have its problem told.
-        form_plans = plans.get((source.shape, source.dtype)) or next(iter(plans.values()))
-        chain = [[step.use, step.parameters, step.step.memory_types] for step in self.prepared.steps]
-        digest = hashlib.sha256(json.dumps(chain, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        family = f"{digest}:{source.dtype}"
-        return Job(
-            job.job_id,
-            kind=f"{family}:{'x'.join(map(str, source.shape))}",
-            family=family,
-            plans=form_plans,
-            priority=self.config.jobs.priority,
-            timeout_s=self.config.jobs.timeout_s,
-        )
 
     def _task(self, placement: Placement) -> AttemptTask:
         job = self.jobs[placement.job_id]
