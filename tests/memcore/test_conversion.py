@@ -32,13 +32,7 @@ jax = pytest.importorskip("jax", reason="needs jax")
 tf = pytest.importorskip("tensorflow", reason="needs tensorflow")
 cle = pytest.importorskip("pyclesperanto", reason="needs pyclesperanto")
 
-PLACES: dict[str, Any] = {
-    "numpy": "cpu",
-    "torch": "cpu",
-    "tensorflow": "cpu",
-    "jax": "cpu",
-    "pyclesperanto": 0,
-}
+PLACES: dict[str, Any] = dict.fromkeys(("numpy", "torch", "tensorflow", "jax"), "cpu") | {"pyclesperanto": 0}
 SHAPE = (3, 4, 5)
 NBYTES = 120
 

@@ -46,7 +46,7 @@ def test_a_memory_map_is_a_plain_array_with_a_file_behind_it(tmp_path: Path) -> 
 
 
 def strangers() -> list[tuple[Any, str]]:
-    """Objects that aren't plain arrays, with a word of their remedy. Several libraries warn that they are new."""
+    """Objects that aren't plain arrays, with a word of their remedy; several libraries warn of them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return [
