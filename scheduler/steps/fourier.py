@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.fft
 from numpy.typing import ArrayLike, NDArray
-from scipy.fft import next_fast_len
+
+AXES = (0, 1, 2)
 
 
 def normalized_psf(psf: ArrayLike) -> NDArray[np.float64]:
@@ -36,6 +38,7 @@ class FourierBlur:
     """
 
     xp: Any
+    fft: Any
     transfer: Any
     shape: tuple[int, ...]
     radius: tuple[int, ...]
@@ -47,7 +50,10 @@ class FourierBlur:
         radius = tuple(side // 2 for side in psf.shape)
         fft_shape = blur_fft_shape(like.shape, psf.shape)
         small = xp.asarray(psf.astype(dtype), device=device)
-        return cls(xp, xp.fft.rfftn(small, s=fft_shape, axes=(0, 1, 2)), tuple(like.shape), radius, fft_shape)
+        # NumPy's own FFT computes float32 in double precision on the way; SciPy's doesn't.
+        fft = scipy.fft if isinstance(small, np.ndarray) else xp.fft
+        transfer = fft.rfftn(small, s=fft_shape, axes=AXES)
+        return cls(xp, fft, transfer, tuple(like.shape), radius, fft_shape)
 
     def forward(self, stack: Any) -> Any:
         """Convolve with the PSF: what the microscope would show of `stack`."""
@@ -58,10 +64,9 @@ class FourierBlur:
         return self._filter(stack, self.xp.conj(self.transfer), (0, 0, 0))
 
     def _filter(self, stack: Any, transfer: Any, first: tuple[int, ...]) -> Any:
-        axes = (0, 1, 2)
-        spectrum = self.xp.fft.rfftn(self._extended(stack), s=self.fft_shape, axes=axes)
+        spectrum = self.fft.rfftn(self._extended(stack), s=self.fft_shape, axes=AXES)
         spectrum = spectrum * transfer
-        blurred = self.xp.fft.irfftn(spectrum, s=self.fft_shape, axes=axes)
+        blurred = self.fft.irfftn(spectrum, s=self.fft_shape, axes=AXES)
         cut = tuple(slice(start, start + side) for start, side in zip(first, self.shape, strict=True))
         return blurred[cut]
 
@@ -77,6 +82,6 @@ class FourierBlur:
 def blur_fft_shape(shape: tuple[int, ...], psf_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The transform's sides: the stack and the PSF's reach on both ends, rounded up to fast lengths."""
     return tuple(
-        int(next_fast_len(side + 2 * (width // 2), real=True))
+        int(scipy.fft.next_fast_len(side + 2 * (width // 2), real=True))
         for side, width in zip(shape, psf_shape, strict=True)
     )

@@ -9,8 +9,9 @@ from memcore import memory_types
 from scheduler.steps.dtypes import dtype_name, float_dtype, float_nbytes, jax_float_dtype, require_float32
 from scheduler.steps.kernels import Sigma, gaussian_kernels, gaussian_radius
 from scheduler.steps.separable import (
-    LINE_BUFFER_BYTES,
+    ALLOWANCE_BYTES,
     cupy_separable,
+    jax_pass_bytes,
     jax_separable,
     numpy_separable,
     pyclesperanto_separable,
@@ -36,13 +37,16 @@ def _torch_workspace(shape: tuple[int, ...], dtype: str, sigma: Sigma) -> int:
     return torch_block_bytes(shape, float_dtype("gaussian", dtype), gaussian_radius(sigma))
 
 
-def _immutable_workspace(shape: tuple[int, ...], dtype: str, sigma: Sigma) -> int:
-    # The source and the sum of a pass as floats, the padded source, one pair and its product.
-    reach = max((side + 2 * r) / side for side, r in zip(shape, gaussian_radius(sigma), strict=True))
-    return int(float_nbytes("gaussian", shape, dtype) * (3 + reach)) + LINE_BUFFER_BYTES
+def _jax_workspace(shape: tuple[int, ...], dtype: str, sigma: Sigma) -> int:
+    return jax_pass_bytes(shape, float_dtype("gaussian", dtype), gaussian_radius(sigma))
 
 
-@memory_types("numpy", splittable="zyx", halo=_halo, workspace=LINE_BUFFER_BYTES, output_like=_result)
+def _tensorflow_workspace(shape: tuple[int, ...], dtype: str, sigma: Sigma) -> int:
+    # Beside what JAX holds: a pair, its product and the sum before, each a tensor of its own.
+    return _jax_workspace(shape, dtype, sigma) + 3 * float_nbytes("gaussian", shape, dtype)
+
+
+@memory_types("numpy", splittable="zyx", halo=_halo, workspace=ALLOWANCE_BYTES, output_like=_result)
 def gaussian(stack: NDArray[Any], *, sigma: Sigma) -> NDArray[Any]:
     """Smooth a [Z, Y, X] stack with a Gaussian of `sigma` pixels, a number or three for (z, y, x).
 
@@ -103,13 +107,13 @@ def gaussian_torch(stack: Any, *, sigma: Sigma) -> Any:
     return torch_separable(stack, kernels, out)
 
 
-@gaussian.register("jax", workspace=_immutable_workspace)
+@gaussian.register("jax", workspace=_jax_workspace)
 def gaussian_jax(stack: Any, *, sigma: Sigma) -> Any:
     """`gaussian` on JAX arrays, compiled once for each shape and radius."""
     return jax_separable(stack, gaussian_kernels(sigma), jax_float_dtype("gaussian", stack))
 
 
-@gaussian.register("tensorflow", workspace=_immutable_workspace)
+@gaussian.register("tensorflow", workspace=_tensorflow_workspace)
 def gaussian_tensorflow(stack: Any, *, sigma: Sigma) -> Any:
     """`gaussian` on TensorFlow tensors."""
     return tensorflow_separable(stack, gaussian_kernels(sigma), float_dtype("gaussian", dtype_name(stack)))

@@ -7,9 +7,7 @@ from numpy.typing import NDArray
 
 from memcore import memory_types
 from scheduler.steps.dtypes import dtype_name, require_pixels
-
-REDUCTION_BUFFER_BYTES = 1 << 20
-"""More than a library's reduction takes beside its result."""
+from scheduler.steps.separable import ALLOWANCE_BYTES
 
 
 def _one_plane(shape: tuple[int, ...], dtype: str) -> tuple[tuple[int, ...], str]:
@@ -20,7 +18,7 @@ def _two_wide_planes(shape: tuple[int, ...], _dtype: str) -> int:
     return 2 * 8 * shape[1] * shape[2]
 
 
-@memory_types("numpy", workspace=REDUCTION_BUFFER_BYTES, output_like=_one_plane)
+@memory_types("numpy", workspace=ALLOWANCE_BYTES, output_like=_one_plane)
 def max_projection(stack: NDArray[Any]) -> NDArray[Any]:
     """Project a [Z, Y, X] stack along z by its largest value: the result is [1, Y, X] in the same dtype.
 
@@ -29,7 +27,8 @@ def max_projection(stack: NDArray[Any]) -> NDArray[Any]:
     maximum of its own.
     """
     require_pixels("max_projection", dtype_name(stack))
-    return np.asarray(stack.max(axis=0, keepdims=True))
+    out = np.empty((1, *stack.shape[1:]), stack.dtype)
+    return stack.max(axis=0, keepdims=True, out=out)
 
 
 @max_projection.register("cupy")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from memcore import memory_types
 from memcore.contracts import Split
 from scheduler.steps.dtypes import dtype_name, float_dtype, float_nbytes, jax_float_dtype
+from scheduler.steps.separable import ALLOWANCE_BYTES
 
 STEP = "rescale_intensity"
 Pair = Sequence[float]
@@ -34,7 +35,12 @@ def _result(shape: tuple[int, ...], dtype: str) -> tuple[tuple[int, ...], str]:
     return shape, float_dtype(STEP, dtype)
 
 
-def _splittable(in_range: Pair | None = None) -> Split:
+def _splittable(
+    percentiles: Pair = (0.0, 100.0), in_range: Pair | None = None, out_range: Pair = (0.0, 1.0)
+) -> Split:
+    # Ranges that can't be are found here, before there is a stack.
+    _ranks(1, percentiles, in_range)
+    _scaling((0.0, 1.0), in_range, out_range)
     return None if in_range is None else "zyx"
 
 
@@ -45,15 +51,15 @@ def _is_counted(dtype: Any) -> bool:
 
 def _numpy_workspace(shape: tuple[int, ...], dtype: str, in_range: Pair | None = None) -> int:
     if in_range is not None:
-        return 0
+        return ALLOWANCE_BYTES
     if _is_counted(dtype):
         return 3 * 8 * math.prod(shape[1:]) + (4 << 20)
-    return math.prod(shape) * np.dtype(dtype).itemsize
+    return math.prod(shape) * np.dtype(dtype).itemsize + ALLOWANCE_BYTES
 
 
 def _torch_workspace(shape: tuple[int, ...], dtype: str, in_range: Pair | None = None) -> int:
     if in_range is not None:
-        return 0
+        return ALLOWANCE_BYTES
     if _is_counted(dtype):
         return 3 * 8 * math.prod(shape[1:]) + (4 << 20)
     # kthvalue keeps a copy of the values and an int64 index for each.
@@ -61,6 +67,7 @@ def _torch_workspace(shape: tuple[int, ...], dtype: str, in_range: Pair | None =
 
 
 def _sorted_workspace(shape: tuple[int, ...], dtype: str) -> int:
+    # The sort's two copies, and the result's two predecessors where arrays are immutable.
     return 2 * math.prod(shape) * np.dtype(dtype).itemsize + 2 * float_nbytes(STEP, shape, dtype)
 
 

@@ -90,7 +90,7 @@ class StepSpec:
             declare = declare if declare is not None else getattr(found, "declare", None)
             found, called = ClassCall.of(name, found, called)
         if not callable(found):
-            raise StepError(f"{self.use} is a {type(found).__name__}, which can't be called")
+            raise StepError(f"{self.use} is of type {type(found).__name__}, which can't be called")
         step = _function_step(name, found, declare, self.memory)
         for implementation in step.implementations:
             check_parameters(name, implementation.function, called)

@@ -1,6 +1,6 @@
 """`richardson_lucy`: deconvolution of a stack blurred by a known point spread function."""
 
-import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import array_api_compat
@@ -13,11 +13,12 @@ from scheduler.steps.dtypes import dtype_name, float_dtype, float_nbytes, jax_fl
 from scheduler.steps.fourier import FourierBlur, blur_fft_shape, normalized_psf
 from scheduler.steps.kernels import Sigma, gaussian_kernels, gaussian_radius
 from scheduler.steps.lucy import cupy_lucy, fourier_lucy, jax_lucy, numpy_lucy, pyclesperanto_lucy, torch_lucy
-from scheduler.steps.separable import LINE_BUFFER_BYTES, torch_block_bytes
+from scheduler.steps.separable import ALLOWANCE_BYTES, jax_pass_bytes, torch_block_bytes
 
 STEP = "richardson_lucy"
 
 Psf = ArrayLike | None
+BlurBytes = Callable[[tuple[int, ...], str, Sequence[int]], int]
 
 
 def _result(shape: tuple[int, ...], dtype: str) -> tuple[tuple[int, ...], str]:
@@ -38,18 +39,19 @@ def _halo(sigma: Sigma | None = None, psf: Psf = None, iterations: int = 10) -> 
     return z, y, x
 
 
-def _workspace(stacks: int, *, blocks: bool = False, ffts: int = 7) -> Any:
-    """Bytes beside stack and result: so many stacks of floats, and what blurring needs."""
+def _workspace(stacks: int, *, blur_bytes: BlurBytes | None = None, ffts: int = 5) -> Any:
+    """Bytes beside stack and result: so many stacks of floats, and what a blur needs."""
 
     def workspace(shape: tuple[int, ...], dtype: str, sigma: Sigma | None = None, psf: Psf = None) -> int:
         floats = float_dtype(STEP, dtype)
         kept = (stacks + (floats != str(np.dtype(dtype)))) * float_nbytes(STEP, shape, dtype)
         if psf is not None:
-            padded = math.prod(blur_fft_shape(shape, normalized_psf(psf).shape)) * np.dtype(floats).itemsize
-            return kept + ffts * padded
-        if blocks:
-            return kept + torch_block_bytes(shape, floats, gaussian_radius(sigma or 0.0))
-        return kept + LINE_BUFFER_BYTES
+            planes, rows, columns = blur_fft_shape(shape, normalized_psf(psf).shape)
+            spectrum = planes * rows * (columns // 2 + 1) * 2 * np.dtype(floats).itemsize
+            return kept + ffts * spectrum + ALLOWANCE_BYTES
+        if blur_bytes is not None:
+            return kept + blur_bytes(shape, floats, gaussian_radius(sigma or 0.0))
+        return kept + ALLOWANCE_BYTES
 
     return workspace
 
@@ -110,7 +112,7 @@ def richardson_lucy(
     return numpy_lucy(counts, gaussian_kernels(sigma or 0.0), iterations)
 
 
-@richardson_lucy.register("cupy", workspace=_workspace(3))
+@richardson_lucy.register("cupy", workspace=_workspace(3, ffts=9))
 def richardson_lucy_cupy(
     stack: Any, *, sigma: Sigma | None = None, psf: Psf = None, iterations: int = 10
 ) -> Any:
@@ -125,7 +127,7 @@ def richardson_lucy_cupy(
         return cupy_lucy(counts, gaussian_kernels(sigma or 0.0), iterations)
 
 
-@richardson_lucy.register("torch", workspace=_workspace(1, blocks=True))
+@richardson_lucy.register("torch", workspace=_workspace(1, blur_bytes=torch_block_bytes, ffts=7))
 def richardson_lucy_torch(
     stack: Any, *, sigma: Sigma | None = None, psf: Psf = None, iterations: int = 10
 ) -> Any:
@@ -142,7 +144,7 @@ def richardson_lucy_torch(
         return torch_lucy(counts, gaussian_kernels(sigma or 0.0), iterations)
 
 
-@richardson_lucy.register("jax", workspace=_workspace(5, ffts=9))
+@richardson_lucy.register("jax", workspace=_workspace(2, blur_bytes=jax_pass_bytes, ffts=9))
 def richardson_lucy_jax(
     stack: Any, *, sigma: Sigma | None = None, psf: Psf = None, iterations: int = 10
 ) -> Any:

@@ -25,8 +25,8 @@ CPU_BLOCK_BYTES = 4 << 20
 GPU_BLOCK_BYTES = 32 << 20
 """What torch works on at a time on a GPU: enough to fill it."""
 
-LINE_BUFFER_BYTES = 1 << 20
-"""More than SciPy's buffers for lines and the weight vectors take."""
+ALLOWANCE_BYTES = 1 << 20
+"""More than a library's line buffers, casting buffers and weight vectors take."""
 
 
 def numpy_separable(source: NDArray[Any], kernels: Kernels, out: NDArray[Any]) -> NDArray[Any]:
@@ -112,34 +112,37 @@ def torch_block_bytes(shape: tuple[int, ...], dtype: str, radius: Sequence[int])
         # The last block's result, this block, the pair, the sum, and the padded copy.
         padded = max(1 + 2 * radius[axis] / shape[axis] for axis in passed_axes)
         peaks.append(block * (4 + padded))
-    return math.ceil(max(peaks)) + LINE_BUFFER_BYTES
+    return math.ceil(max(peaks)) + ALLOWANCE_BYTES
+
+
+def jax_pass_bytes(shape: tuple[int, ...], dtype: str, radius: Sequence[int]) -> int:
+    """An upper bound in bytes for what a pass of `jax_separable` holds beside its result."""
+    stack = math.prod(shape) * np.dtype(dtype).itemsize
+    padded = max(1 + 2 * reach / side for side, reach in zip(shape, radius, strict=True))
+    # The stack before the pass, its padded copy, and what XLA keeps to make that.
+    return math.ceil(stack * (2 + padded)) + ALLOWANCE_BYTES
 
 
 def jax_separable(source: Any, kernels: Kernels, dtype: str) -> Any:
-    """Return a new array on the source's device; compiled once for each shape and radius."""
-    wide = _wide(kernels)
-    if not wide:
-        return source.astype(dtype)
-    axes = tuple(axis for axis, _ in wide)
-    return _jax_passes()(source, tuple(np.asarray(weights, dtype) for _, weights in wide), axes, dtype)
+    """Return a new array on the source's device; each pass is compiled once for each shape and radius."""
+    stack = source.astype(dtype)
+    for axis, weights in _wide(kernels):
+        # One compiled function for all passes would hold the padded stacks of all three at once.
+        stack = _jax_pass()(stack, weights.astype(dtype), axis)
+    return stack
 
 
 @functools.cache
-def _jax_passes() -> Any:
+def _jax_pass() -> Any:
     import jax
     import jax.numpy as jnp
 
-    def passes(source: Any, kernels: Any, axes: tuple[int, ...], dtype: str) -> Any:
-        stack = source.astype(dtype)
-        for axis, weights in zip(axes, kernels, strict=True):
-            radius = weights.shape[0] // 2
-            widths = [(0, 0)] * 3
-            widths[axis] = (radius, radius)
-            padded = jnp.pad(stack, widths, mode="edge")
-            stack = _sum_of_pairs(padded, weights, axis, stack.shape[axis])
-        return stack
+    def one_pass(stack: Any, weights: Any, axis: int) -> Any:
+        radius = weights.shape[0] // 2
+        widths = [(radius, radius) if each == axis else (0, 0) for each in range(3)]
+        return _sum_of_pairs(jnp.pad(stack, widths, mode="edge"), weights, axis, stack.shape[axis])
 
-    return jax.jit(passes, static_argnums=(2, 3))
+    return jax.jit(one_pass, static_argnums=2)
 
 
 def tensorflow_separable(source: Any, kernels: Kernels, dtype: str) -> Any:

@@ -54,6 +54,8 @@ class ClassCall:
         constructor = inspect.getattr_static(step_class, "__init__")
         made_with = keywords_of(step_class, skip=0) or {}
         called_with = keywords_of(call, skip=2) or {}
+        if CONTEXT in given:
+            raise StepError(f"{name}: context is given by the scheduler, not under with")
         if not _takes_any(made_with) and not _takes_any(called_with):
             for key in given:
                 if key not in made_with and key not in called_with:

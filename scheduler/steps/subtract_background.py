@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from memcore import DtypeError, memory_types
 from scheduler.steps.dtypes import dtype_name, require_pixels
-from scheduler.steps.separable import LINE_BUFFER_BYTES
+from scheduler.steps.separable import ALLOWANCE_BYTES
 
 STEP = "subtract_background"
 
@@ -41,7 +41,7 @@ def _halo(radius: int = 50) -> tuple[int, int, int]:
 
 
 def _plane_workspace(shape: tuple[int, ...], dtype: str) -> int:
-    return 2 * shape[1] * shape[2] * np.dtype(dtype).itemsize + LINE_BUFFER_BYTES
+    return 2 * shape[1] * shape[2] * np.dtype(dtype).itemsize + ALLOWANCE_BYTES
 
 
 def _stack_workspace(shape: tuple[int, ...], dtype: str) -> int:
@@ -51,7 +51,7 @@ def _stack_workspace(shape: tuple[int, ...], dtype: str) -> int:
 def _padded_planes_workspace(shape: tuple[int, ...], _dtype: str, radius: int = 50) -> int:
     # Planes of 8 bytes a pixel with the reach of the window: values, runs of the doubling, and their join.
     _, rows, columns = shape
-    return 8 * 8 * (rows + 2 * radius) * (columns + 2 * radius) + LINE_BUFFER_BYTES
+    return 8 * 8 * (rows + 2 * radius) * (columns + 2 * radius) + ALLOWANCE_BYTES
 
 
 @memory_types("numpy", splittable="zyx", halo=_halo, workspace=_plane_workspace)

@@ -61,7 +61,7 @@ def test_agrees_with_numpy(
     use: str,
     keywords: dict[str, Any],
     tolerance: float,
-    _double: float,  # noqa: PT019
+    _double: float,
     dtype: str,
     shape: tuple[int, int, int],
 ) -> None:
@@ -81,7 +81,7 @@ def test_agrees_with_numpy_in_double_precision(
     memory_type: str,
     use: str,
     keywords: dict[str, Any],
-    _single: float,  # noqa: PT019
+    _single: float,
     tolerance: float,
     dtype: str,
 ) -> None:

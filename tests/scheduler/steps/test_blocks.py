@@ -18,7 +18,7 @@ STEPS: list[tuple[str, dict[str, Any]]] = [
     ("richardson_lucy", {"sigma": [0.3, 0.8, 0.5], "iterations": 3}),
     ("convert_dtype", {"dtype": "uint8", "rule": "saturate"}),
 ]
-SHAPE = (11, 47, 53)
+SHAPE = (7, 37, 53)
 
 
 def offered() -> list[Any]:
@@ -53,27 +53,22 @@ def by_blocks(
     return whole
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "float32"])
 @pytest.mark.parametrize(("memory_type", "use", "keywords"), offered())
-def test_blocks_make_the_whole(
-    run: Run, make_stack: Run, memory_type: str, use: str, keywords: dict[str, Any], dtype: str
+def test_a_block_equals_its_part_of_the_whole(
+    run: Run, make_stack: Run, memory_type: str, use: str, keywords: dict[str, Any]
 ) -> None:
-    stack = make_stack(SHAPE, dtype)
+    stack = make_stack(SHAPE, "uint16")
     contract = resolve_step(use, with_=keywords).step.implementation_for(memory_type).contract
     assert contract.splittable_for(**keywords) == "zyx"
-    whole = run(memory_type, use, stack, **keywords)
-    # 6 leaves an odd rest of 5; 53 // 2 + 1 puts the cut where no vector register ends.
-    blocks = by_blocks(
-        stack,
-        (6, 47, 27),
-        contract.halo_for(**keywords),
-        lambda part: run(memory_type, use, part, **keywords),
-    )
-    np.testing.assert_array_equal(blocks, whole)
+    planes, rows, columns = contract.halo_for(**keywords)
+    # One block only: OpenCL and XLA compile anew for each shape. 27 puts the cut inside a vector register.
+    block = stack[: 3 + planes, : 19 + rows, : 27 + columns].copy()
+    part = run(memory_type, use, block, **keywords)[:3, :19, :27]
+    np.testing.assert_array_equal(part, run(memory_type, use, stack, **keywords)[:3, :19, :27])
 
 
 @pytest.mark.parametrize("memory_type", ["numpy", "torch"])
-@pytest.mark.parametrize("block", [(1, 47, 53), (11, 5, 53), (11, 47, 3), (4, 13, 17)])
+@pytest.mark.parametrize("block", [(1, 37, 53), (7, 11, 53), (7, 37, 17), (4, 13, 27)])
 @pytest.mark.parametrize(("use", "keywords"), STEPS)
 def test_blocks_of_any_form_make_the_whole(
     run: Run,
@@ -98,13 +93,13 @@ def test_blocks_of_any_form_make_the_whole(
 def test_a_smaller_halo_would_show(
     run: Run, make_stack: Run, use: str, keywords: dict[str, Any], axis: int
 ) -> None:
-    stack = make_stack(SHAPE, "float64")
+    stack = make_stack((23, 37, 53), "float64")
     halo = list(
         resolve_step(use, with_=keywords).step.implementation_for("numpy").contract.halo_for(**keywords)
     )
     halo[axis] -= 1
-    block = [6, 24, 27]
-    blocks = by_blocks(stack, tuple(block), tuple(halo), lambda part: run("numpy", use, part, **keywords))
+    block = (11, 19, 27)
+    blocks = by_blocks(stack, block, tuple(halo), lambda part: run("numpy", use, part, **keywords))
     assert (blocks != run("numpy", use, stack, **keywords)).any()
 
 
