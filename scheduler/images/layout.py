@@ -34,6 +34,11 @@ class Layout:
     problem: str = ""
 
 
+def broken_layout(fields: tuple[tuple[str, str], ...], problem: str) -> Layout:
+    """An image that is there and can't be read."""
+    return Layout("", (), (), (1, 1), 1, "uint8", fields=fields, problem=problem)
+
+
 def stacks_of(layouts: list[Layout], stack_along: str, path: str) -> list[StackSource]:
     """One StackSource for each combination of the axes other than `stack_along`.
 

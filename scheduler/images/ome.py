@@ -1,7 +1,5 @@
 """OME-XML: what an OME-TIFF says about its planes, pixel sizes and channels.
 
-tifffile fills planes that a header claims and no page holds with zeros, sizes its lists by the header's
-figures and opens whatever files the header names. Here a claim is held against the pages first.
 https://docs.openmicroscopy.org/ome-model/latest/ome-tiff/specification.html
 """
 
@@ -24,8 +22,21 @@ class OmeXmlError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class PlaneBlock:
+    """A TiffData element: planes from position `start` on, one after another, in pages one after another.
+
+    `start` has an index for each axis; `file_name` is empty for the file itself; `count` is None for all pages.
+    """
+
+    file_name: str
+    first_page: int
+    count: int | None
+    start: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class OmeImage:
-    """One Image element; `pages[i]` is the page of plane i, in C order over `axes`, slowest first."""
+    """One Image element, as it claims to be: `axes` and `sizes` of T, Z and C, slowest first."""
 
     name: str
     axes: str
@@ -35,14 +46,11 @@ class OmeImage:
     samples: int
     physical_size_um: PhysicalSize | None
     channel_names: tuple[str | None, ...]
-    pages: tuple[int, ...]
-    problem: str = ""
+    blocks: tuple[PlaneBlock, ...]
 
 
-def parse_ome(xml: str, page_count: int, file_name: str) -> list[OmeImage]:
-    """The images of an OME-TIFF with `page_count` pages named `file_name`.
-
-    An image whose planes aren't all in this file, once each, has a `problem` and no pages.
+def parse_ome(xml: str, file_name: str) -> list[OmeImage]:
+    """The images that the OME-XML of the file `file_name` describes.
 
     Raises
     ------
@@ -50,11 +58,12 @@ def parse_ome(xml: str, page_count: int, file_name: str) -> list[OmeImage]:
         Not OME-XML, or no image in it.
     """
     root = parse_root(xml)
-    if _first(root, "BinaryOnly") is not None:
-        companion = _first(root, "BinaryOnly").attrib.get("MetadataFile", "")  # type: ignore[union-attr]
+    binary_only = _first(root, "BinaryOnly")
+    if binary_only is not None:
+        companion = binary_only.attrib.get("MetadataFile", "")
         raise OmeXmlError(f"its metadata is in the companion file {companion!r}, which isn't read")
     images = [
-        _image(image, pixels, page_count, file_name, root.attrib.get("UUID"))
+        _image(image, pixels, file_name, root.attrib.get("UUID"))
         for image in _children(root, "Image")
         for pixels in _children(image, "Pixels")
     ]
@@ -88,7 +97,7 @@ def micrometres(value: str | float | None, unit: str | None = "µm") -> float | 
 
 
 def _image(
-    image: ElementTree.Element, pixels: ElementTree.Element, page_count: int, file_name: str, uuid: str | None
+    image: ElementTree.Element, pixels: ElementTree.Element, file_name: str, uuid: str | None
 ) -> OmeImage:
     attributes = pixels.attrib
     order = attributes.get("DimensionOrder", "XYCZT")
@@ -102,7 +111,6 @@ def _image(
     size["C"] //= samples
     axes = order[:1:-1]
     sizes = tuple(size[axis] for axis in axes)
-    pages, problem = _pages(pixels, axes, sizes, page_count, file_name, uuid)
     physical = {
         axis: micrometres(attributes.get(f"PhysicalSize{axis}"), attributes.get(f"PhysicalSize{axis}Unit"))
         for axis in "ZYX"
@@ -117,71 +125,31 @@ def _image(
         samples=samples,
         physical_size_um=None if x is None or y is None else (physical["Z"], y, x),
         channel_names=tuple(channel.attrib.get("Name") for channel in channels),
-        pages=pages,
-        problem=problem,
+        blocks=tuple(_block(data, axes, file_name, uuid) for data in _children(pixels, "TiffData")),
     )
 
 
-def _pages(
-    pixels: ElementTree.Element,
-    axes: str,
-    sizes: tuple[int, ...],
-    page_count: int,
-    file_name: str,
-    uuid: str | None,
-) -> tuple[tuple[int, ...], str]:
-    """The page of each plane; or no pages, and why."""
-    planes = math.prod(sizes)
-    if planes > page_count:
-        data_elements = _children(pixels, "TiffData")
-        others = sorted({name for data in data_elements for name in _elsewhere(data, file_name, uuid)})
-        where = f"; the others are in {', '.join(others[:3])}, and stacks aren't read across OME-TIFF files"
-        claim = f"its OME-XML claims {planes} planes ({_dimensions(axes, sizes)})"
-        return (), f"{claim}, the file holds {page_count}{where if others else ''}"
-    pages: list[int | None] = [None] * planes
-    for data in _children(pixels, "TiffData"):
-        if any(True for _ in _elsewhere(data, file_name, uuid)):
-            continue
-        # without an IFD and a count the element stands for all pages, with an IFD alone for that one
-        count = _count(data.attrib, "NumPlanes", 1 if "IFD" in data.attrib else page_count)
-        count = _count(data.attrib, "PlaneCount", count)
-        first_page = _count(data.attrib, "IFD", 0, least=0)
-        plane = 0
-        for axis, length in zip(axes, sizes, strict=True):
-            position = _count(data.attrib, f"First{axis}", 0, least=0)
-            if position >= length:
-                return (), f"its OME-XML places a page at {axis} {position}, beyond Size{axis} {length}"
-            plane = plane * length + position
-        for index in range(min(count, planes - plane)):
-            if first_page + index >= page_count:
-                break
-            if pages[plane + index] is not None:
-                return (), f"its OME-XML gives two pages for plane {_position(plane + index, axes, sizes)}"
-            pages[plane + index] = first_page + index
-    missing = [plane for plane, page in enumerate(pages) if page is None]
-    if missing:
-        first = _position(missing[0], axes, sizes)
-        return (), f"its OME-XML names no page for {len(missing)} of {planes} planes, the first {first}"
-    return tuple(page for page in pages if page is not None), ""
+def _block(data: ElementTree.Element, axes: str, file_name: str, uuid: str | None) -> PlaneBlock:
+    attributes = data.attrib
+    # without an IFD and a count the element stands for all pages, with an IFD alone for that one
+    count = 1 if "IFD" in attributes else None
+    for name in ("NumPlanes", "PlaneCount"):
+        if name in attributes:
+            count = _count(attributes, name)
+    return PlaneBlock(
+        file_name=next(_elsewhere(data, file_name, uuid), ""),
+        first_page=_count(attributes, "IFD", 0, least=0),
+        count=count,
+        start=tuple(_count(attributes, f"First{axis}", 0, least=0) for axis in axes),
+    )
 
 
 def _elsewhere(data: ElementTree.Element, file_name: str, uuid: str | None) -> Iterator[str]:
     """The other file that holds these planes; a file that was renamed still knows itself by its UUID."""
     for reference in _children(data, "UUID"):
-        if uuid is not None and reference.text != uuid and reference.attrib.get("FileName") != file_name:
-            yield reference.attrib.get("FileName", "another file")
-
-
-def _position(plane: int, axes: str, sizes: tuple[int, ...]) -> str:
-    parts = []
-    for axis, length in zip(reversed(axes), reversed(sizes), strict=True):
-        plane, index = divmod(plane, length)
-        parts.append(f"{axis} {index}")
-    return ", ".join(reversed(parts))
-
-
-def _dimensions(axes: str, sizes: tuple[int, ...]) -> str:
-    return ", ".join(f"{axis} {length}" for axis, length in zip(axes, sizes, strict=True))
+        name = reference.attrib.get("FileName", "")
+        if uuid is not None and reference.text != uuid and name != file_name:
+            yield name or "a file that isn't named"
 
 
 def _count(attributes: dict[str, str], name: str, default: int | None = None, *, least: int = 1) -> int:

@@ -148,7 +148,7 @@ def _stacks_from_planes(
         problem = ""
         for path in paths:
             try:
-                images = _describe(path, along)
+                images = _describe(path, along, alone=True)
                 break
             except ImageError as error:
                 problem = problem or str(error)
@@ -178,31 +178,35 @@ def _stacks_from_files(
 ) -> list[StackSource]:
     sources: list[StackSource] = []
     seen: dict[tuple[tuple[str, str], ...], str] = {}
+    told: set[str] = set()
     for relative, matched in files:
         path = str(folder / relative)
         fields = tuple(matched.items())
         if fields in seen:
             raise InputError(f"two files for {dict(fields)}: {seen[fields]} and {relative}")
         seen[fields] = relative
+        if path in told:
+            continue  # another of its set has told all of it
         try:
             images = _describe(path, along)
         except ImageError as error:
             sources.append(broken(fields, (PlaneRef(path),), str(error)))
             continue
+        told |= {plane.path for image in images for plane in image.planes if not image.problem}
         sources += [
             dataclasses.replace(image, fields=_joined(fields, image.fields, path)) for image in images
         ]
     return sources
 
 
-def _describe(path: str, along: str) -> list[StackSource]:
+def _describe(path: str, along: str, *, alone: bool = False) -> list[StackSource]:
     from scheduler.images.tiff_layouts import describe_tiff
 
     if Path(path).is_dir():
         from scheduler.images.zarr_in import describe_zarr
 
         return stacks_of(describe_zarr(path), along, path)
-    return stacks_of(describe_tiff(path), along, path)
+    return stacks_of(describe_tiff(path, alone=alone), along, path)
 
 
 def _joined(

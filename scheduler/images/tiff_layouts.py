@@ -1,5 +1,6 @@
 """Which planes a TIFF file holds, and in what order: by OME-XML, or by what tifffile knows of others."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,14 +10,18 @@ from typing import Any
 import tifffile
 
 from scheduler.images.errors import ImageError
-from scheduler.images.layout import Layout
-from scheduler.images.ome import OmeXmlError, micrometres, parse_ome
+from scheduler.images.layout import Layout, broken_layout
+from scheduler.images.ome import OmeImage, OmeXmlError, micrometres, parse_ome
+from scheduler.images.ome_planes import place_planes
 from scheduler.images.stack import PhysicalSize, PlaneRef
 from scheduler.images.tiff import check_plausible, opened, plane_shape
 
 
-def describe_tiff(path: str | Path) -> list[Layout]:
+def describe_tiff(path: str | Path, *, alone: bool = False) -> list[Layout]:
     """What the file holds, one Layout for each image; headers are read, pixels aren't.
+
+    An OME-TIFF that is one of a set gives the whole set's images; if it is to stand `alone` and has one page,
+    that plane only.
 
     Raises
     ------
@@ -24,48 +29,70 @@ def describe_tiff(path: str | Path) -> list[Layout]:
         Not a TIFF, no pages, pages that don't belong together, or a header that the file's size contradicts.
     """
     with opened(path) as file:
-        return layouts_of(file, str(path))
+        return layouts_of(file, str(path), alone=alone)
 
 
-def layouts_of(file: tifffile.TiffFile, path: str) -> list[Layout]:
+def layouts_of(file: tifffile.TiffFile, path: str, *, alone: bool = False) -> list[Layout]:
     """What an open file holds; see describe_tiff."""
     if not len(file.pages):
         raise ImageError(f"{path}: a TIFF without a single page")
-    if file.is_ome:
-        return _ome_layouts(file, path)
-    return [_series_layout(file, path)]
-
-
-def _ome_layouts(file: tifffile.TiffFile, path: str) -> list[Layout]:
+    if not file.is_ome:
+        return [_series_layout(file, path)]
     try:
-        images = parse_ome(file.ome_metadata, len(file.pages), Path(path).name)
+        images = parse_ome(file.ome_metadata, Path(path).name)
     except OmeXmlError as error:
         raise ImageError(f"{path}: {error}") from error
+    if alone and len(file.pages) == 1 and any(block.file_name for block in images[0].blocks):
+        return [_ome_layout(file, path, images[0], [("", 0)], axes="")]
+    counts = functools.cache(lambda name: _count_pages(file, path, name))
     layouts = []
     for index, image in enumerate(images):
-        page = file.pages[image.pages[0] if image.pages else 0]
-        height, width, samples = plane_shape(page, path)
-        check_plausible(page, path)
-        if (image.height, image.width, image.samples) != (height, width, samples):
-            raise ImageError(
-                f"{path}: its OME-XML says {image.height} × {image.width} pixels of {image.samples} samples,"
-                f" page {page.index} is {height} × {width} of {samples}"
-            )
-        layouts.append(
-            Layout(
-                axes=image.axes,
-                sizes=image.sizes,
-                planes=tuple(PlaneRef(path, index) for index in image.pages),
-                plane_shape=(height, width),
-                samples=samples,
-                dtype=page.dtype.name,
-                physical_size_um=image.physical_size_um,
-                channel_names=image.channel_names,
-                fields=(("image", str(index)),) if len(images) > 1 else (),
-                problem=f"{path}: {image.problem}" if image.problem else "",
-            )
-        )
+        fields = (("image", str(index)),) if len(images) > 1 else ()
+        try:
+            placed = place_planes(image, counts)
+        except OmeXmlError as error:
+            layouts.append(broken_layout(fields, f"{path}: {error}"))
+            continue
+        layouts.append(replace(_ome_layout(file, path, image, placed, axes=image.axes), fields=fields))
     return layouts
+
+
+def _ome_layout(
+    file: tifffile.TiffFile, path: str, image: OmeImage, placed: list[tuple[str, int]], *, axes: str
+) -> Layout:
+    """The layout of planes placed in pages; what this file holds of them is held against the OME-XML."""
+    page = file.pages[next((number for name, number in placed if not name), 0)]
+    height, width, samples = plane_shape(page, path)
+    check_plausible(page, path)
+    if (image.height, image.width, image.samples) != (height, width, samples):
+        raise ImageError(
+            f"{path}: its OME-XML says {image.height} × {image.width} pixels of {image.samples} samples,"
+            f" page {page.index} is {height} × {width} of {samples}"
+        )
+    paths = {name: str(Path(path).with_name(name)) if name else path for name, _ in placed}
+    return Layout(
+        axes=axes,
+        sizes=image.sizes if axes else (),
+        planes=tuple(PlaneRef(paths[name], number) for name, number in placed),
+        plane_shape=(height, width),
+        samples=samples,
+        dtype=page.dtype.name,
+        physical_size_um=image.physical_size_um,
+        channel_names=image.channel_names if axes else (),
+    )
+
+
+def _count_pages(file: tifffile.TiffFile, path: str, name: str) -> int:
+    """The pages of the file itself, or of another of its set, which must lie beside it."""
+    if not name:
+        return len(file.pages)
+    if name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise OmeXmlError(f"its OME-XML places planes in {name!r}, which isn't beside it")
+    beside = Path(path).with_name(name)
+    if not beside.exists():
+        raise OmeXmlError(f"its OME-XML places planes in {name}, which isn't there")
+    with opened(beside) as other:
+        return len(other.pages)
 
 
 def _series_layout(file: tifffile.TiffFile, path: str) -> Layout:

@@ -16,7 +16,7 @@ import zarr
 from zarr.buffer.cpu import NDBuffer
 
 from scheduler.images.errors import ImageError
-from scheduler.images.layout import Layout
+from scheduler.images.layout import Layout, broken_layout
 from scheduler.images.ngff import NgffError, ome_attributes, parse_image, parse_plate, parse_well
 from scheduler.images.stack import PlaneRef
 
@@ -99,7 +99,7 @@ def _plate_layouts(path: str, ome: Mapping[str, Any]) -> Iterator[Layout]:
             with _blamed(f"{path}/{well}"):
                 images = parse_well(_attributes(f"{path}/{well}"))
         except ImageError as error:
-            yield _broken((("well", name),), error)
+            yield broken_layout((("well", name),), str(error))
             continue
         for image in images:
             fields = (("well", name), ("site", image))
@@ -107,11 +107,7 @@ def _plate_layouts(path: str, ome: Mapping[str, Any]) -> Iterator[Layout]:
             try:
                 yield replace(_image_layout(where, _attributes(where)), fields=fields)
             except ImageError as error:
-                yield _broken(fields, error)
-
-
-def _broken(fields: tuple[tuple[str, str], ...], error: ImageError) -> Layout:
-    return Layout("", (), (), (1, 1), 1, "uint8", fields=fields, problem=str(error))
+                yield broken_layout(fields, str(error))
 
 
 def _image_layout(path: str, ome: Mapping[str, Any]) -> Layout:

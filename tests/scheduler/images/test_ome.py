@@ -9,6 +9,7 @@ import tifffile
 
 from scheduler.images.errors import ImageError, InputError
 from scheduler.images.ome import OmeXmlError, micrometres, parse_ome
+from scheduler.images.ome_planes import place_planes
 from scheduler.images.sources import find_stacks, read_stack
 
 NAMESPACE = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
@@ -89,50 +90,85 @@ def test_a_pyramid_is_read_at_full_resolution(tmp_path, pixels):
     np.testing.assert_array_equal(out, data)
 
 
-def test_a_set_of_files_names_the_others(tmp_path, pixels):
-    tifffile.imwrite(tmp_path / "a.ome.tif", pixels((2, 8, 6)), ome=True, metadata={"axes": "ZYX"})
+def write_set(folder, data, names):
+    """A set of OME-TIFF files with one plane in each, every one of them with the metadata of all."""
     body = "".join(
         f'<TiffData FirstZ="{z}" IFD="0" PlaneCount="1"><UUID FileName="{name}">urn:{name}</UUID></TiffData>'
-        for z, name in enumerate(["a.ome.tif", "b.ome.tif", "c.ome.tif"])
+        for z, name in enumerate(names)
     )
-    xml = ome_xml('SizeC="1"', body, root='UUID="urn:a.ome.tif"')
-    (image,) = parse_ome(xml, 1, "a.ome.tif")
-    assert image.problem == (
-        "its OME-XML claims 3 planes (T 1, C 1, Z 3), the file holds 1; "
-        "the others are in b.ome.tif, c.ome.tif, and stacks aren't read across OME-TIFF files"
-    )
+    for plane, name in zip(data, names, strict=True):
+        size = f'SizeC="1" SizeZ="{len(data)}" PhysicalSizeX="0.5" PhysicalSizeY="0.5" PhysicalSizeZ="2"'
+        xml = ome_xml(size, body, root=f'UUID="urn:{name}"')
+        tifffile.imwrite(folder / name, plane, description=xml, metadata=None)
 
 
-def test_no_other_file_is_opened_whatever_the_header_names(tmp_path, pixels):
-    secret = tmp_path / "secret.tif"
-    tifffile.imwrite(secret, pixels((4, 5)))
+def test_a_set_of_files_is_one_stack(tmp_path, pixels):
+    data = pixels((3, 4, 5))
+    write_set(tmp_path, data, ["s_c.ome.tif", "s_a.ome.tif", "s_b.ome.tif"])
+    (source,) = find_stacks(tmp_path, "{name}.ome.tif")
+    assert source.fields == (("name", "s_a"),)
+    out = np.empty(source.shape, source.dtype)
+    read_stack(source, out)
+    np.testing.assert_array_equal(out, data)
+
+
+def test_a_set_of_files_by_its_planes(tmp_path, pixels):
+    data = pixels((3, 4, 5))
+    write_set(tmp_path, data, [f"s_z{z}.ome.tif" for z in range(3)])
+    (source,) = find_stacks(tmp_path, "{name}_z{z}.ome.tif")
+    assert (source.fields, source.physical_size_um) == ((("name", "s"),), (2.0, 0.5, 0.5))
+    out = np.empty(source.shape, source.dtype)
+    read_stack(source, out)
+    np.testing.assert_array_equal(out, data)
+
+
+def test_a_set_with_a_file_missing(tmp_path, pixels):
+    write_set(tmp_path, pixels((3, 4, 5)), ["a.ome.tif", "b.ome.tif", "c.ome.tif"])
+    (tmp_path / "b.ome.tif").unlink()
+    with pytest.raises(
+        InputError, match=r"a.ome.tif: its OME-XML places planes in b.ome.tif, which isn't there"
+    ):
+        find_stacks(tmp_path, "{name}.ome.tif")
+
+
+def test_a_set_whose_other_file_has_another_shape(tmp_path, pixels):
+    write_set(tmp_path, pixels((2, 4, 5)), ["a.ome.tif", "b.ome.tif"])
+    tifffile.imwrite(tmp_path / "b.ome.tif", pixels((4, 6)))
+    source = find_stacks(tmp_path, "{name}.ome.tif")[0]
+    with pytest.raises(ImageError, match=r"b.ome.tif page 0: uint16 \(4, 6\), but uint16 \(4, 5\)"):
+        read_stack(source, np.empty(source.shape, source.dtype))
+
+
+@pytest.mark.parametrize("name", ["../secret.tif", "/etc/passwd", "..", "sub/../../secret.tif"])
+def test_no_file_elsewhere_is_opened_whatever_the_header_names(tmp_path, pixels, name):
+    tifffile.imwrite(tmp_path / "secret.tif", pixels((4, 5)))
     inside = tmp_path / "in"
-    inside.mkdir()
-    body = (
+    (inside / "sub").mkdir(parents=True)
+    write_set(inside, pixels((1, 4, 5)), ["a.ome.tif"])
+    xml = ome_xml(
+        'SizeZ="2" SizeC="1"',
         '<TiffData IFD="0" PlaneCount="1"/>'
-        '<TiffData FirstZ="1" IFD="0"><UUID FileName="../secret.tif">urn:uuid:1</UUID></TiffData>'
+        f'<TiffData FirstZ="1" IFD="0"><UUID FileName="{name}">urn:uuid:1</UUID></TiffData>',
+        root='UUID="urn:uuid:0"',
     )
-    xml = ome_xml('SizeZ="2" SizeC="1"', body, root='UUID="urn:uuid:0"')
-    tifffile.imwrite(
-        inside / "a.ome.tif", pixels((2, 4, 5)), description=xml, metadata=None, photometric="minisblack"
-    )
-    with pytest.raises(InputError, match="names no page for 1 of 2 planes, the first T 0, C 0, Z 1"):
+    tifffile.imwrite(inside / "a.ome.tif", pixels((4, 5)), description=xml, metadata=None)
+    with pytest.raises(InputError, match=re.escape(f"places planes in {name!r}, which isn't beside it")):
         find_stacks(inside, "{name}.ome.tif")
 
 
 def test_a_renamed_file_knows_itself():
     body = '<TiffData IFD="0" PlaneCount="6"><UUID FileName="old.ome.tif">urn:uuid:7</UUID></TiffData>'
-    (image,) = parse_ome(ome_xml(body=body, root='UUID="urn:uuid:7"'), 6, "new.ome.tif")
-    assert (image.pages, image.problem) == ((0, 1, 2, 3, 4, 5), "")
+    (image,) = parse_ome(ome_xml(body=body, root='UUID="urn:uuid:7"'), "new.ome.tif")
+    assert place_planes(image, lambda _: 6) == [("", page) for page in range(6)]
 
 
 def test_planes_in_any_order_of_pages():
     body = "".join(
         f'<TiffData FirstZ="{z}" FirstC="{c}" IFD="{5 - (2 * z + c)}"/>' for z in range(3) for c in range(2)
     )
-    (image,) = parse_ome(ome_xml(body=body), 6, "a")
+    (image,) = parse_ome(ome_xml(body=body), "a")
     assert (image.axes, image.sizes) == ("TCZ", (1, 2, 3))
-    assert image.pages == (5, 3, 1, 4, 2, 0)
+    assert [page for _, page in place_planes(image, lambda _: 6)] == [5, 3, 1, 4, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +181,6 @@ def test_planes_in_any_order_of_pages():
             6,
             "claims 4000000000 planes (T 1, C 2, Z 2000000000), the file holds 6",
         ),
-        ("", '<TiffData IFD="0" PlaneCount="2000000000"/>', 6, ""),
         ("", '<TiffData IFD="4"/>', 6, "names no page for 5 of 6 planes, the first T 0, C 0, Z 1"),
         ("", "", 6, "names no page for 6 of 6 planes"),
         ("", '<TiffData/><TiffData IFD="2" FirstZ="1"/>', 6, "gives two pages for plane T 0, C 0, Z 1"),
@@ -153,10 +188,15 @@ def test_planes_in_any_order_of_pages():
     ],
 )
 def test_claims_are_held_against_the_pages(pixels, body, pages, problem):
-    (image,) = parse_ome(ome_xml(pixels, body), pages, "a")
-    assert problem in image.problem
-    assert bool(image.problem) == bool(problem)
-    assert len(image.pages) == (0 if problem else 6)
+    (image,) = parse_ome(ome_xml(pixels, body), "a")
+    with pytest.raises(OmeXmlError, match=re.escape(problem)):
+        place_planes(image, lambda _: pages)
+
+
+@pytest.mark.parametrize("body", ["<TiffData/>", '<TiffData IFD="0" PlaneCount="2000000000"/>'])
+def test_a_block_ends_with_the_planes(body):
+    (image,) = parse_ome(ome_xml(body=body), "a")
+    assert place_planes(image, lambda _: 9) == [("", page) for page in range(6)]
 
 
 @pytest.mark.parametrize(
@@ -176,13 +216,13 @@ def test_claims_are_held_against_the_pages(pixels, body, pages, problem):
 )
 def test_broken_xml(xml, message):
     with pytest.raises(OmeXmlError, match=re.escape(message)):
-        parse_ome(xml, 6, "a")
+        parse_ome(xml, "a")
 
 
 def test_entities_are_refused_before_they_expand():
     laughs = '<!DOCTYPE OME [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'
     with pytest.raises(OmeXmlError, match="declares entities"):
-        parse_ome(laughs + ome_xml(), 6, "a")
+        parse_ome(laughs + ome_xml(), "a")
 
 
 def test_a_file_whose_xml_is_broken_is_named(tmp_path, pixels):
