@@ -25,7 +25,7 @@ class OmeXmlError(ValueError):
 class PlaneBlock:
     """A TiffData element: planes from position `start` on, one after another, in pages one after another.
 
-    `start` has an index for each axis; `file_name` is empty for the file itself; `count` is None for all pages.
+    `start` has an index for each axis; `file_name` is empty for the file itself; `count` None is all pages.
     """
 
     file_name: str

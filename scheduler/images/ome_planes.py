@@ -1,7 +1,7 @@
 """Which page of which file holds each plane of an OME-TIFF image.
 
 tifffile fills planes that a header claims and no page holds with zeros, sizes its lists by the header's
-figures, and opens whatever files the header names. Here a claim is held against the pages that are there first.
+figures, and opens whatever files the header names. Here a claim is held against the pages first.
 """
 
 import math
