@@ -10,6 +10,7 @@ import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
 from scheduler.core.model import Device, DeviceKind
+from scheduler.execution.devices import usable_cores
 from scheduler.execution.environment import thread_environment, worker_environment
 
 LOOPBACK = "127.0.0.1"
@@ -27,7 +28,7 @@ def resource_label(device: Device) -> str:
 def worker_specification(
     devices: Sequence[Device], *, cores: int, memory_limit: int
 ) -> dict[str, dict[str, Any]]:
-    """Nannies for `SpecCluster`: a GPU gets one process with a thread a slot, the CPU a process a slot.
+    """Nannies for `SpecCluster`: one process with some threads for a GPU, one for each slot of the CPU.
 
     Parameters
     ----------
@@ -45,16 +46,17 @@ def worker_specification(
     threads = max(1, cores // max(1, len(processes)))
     specification = {}
     for device, name in processes:
-        slots = 1 if device.kind is DeviceKind.CPU else device.slots
+        # What is admitted beyond the slots reads or writes while the others compute.
+        at_once = 1 if device.kind is DeviceKind.CPU else device.window
         specification[name] = {
             "cls": Nanny,
             "options": {
-                "nthreads": slots,
+                "nthreads": at_once,
                 "host": LOOPBACK,
                 "dashboard": False,
                 "silence_logs": logging.ERROR,
                 "memory_limit": memory_limit,
-                "resources": {resource_label(device): slots},
+                "resources": {resource_label(device): at_once},
                 "env": worker_environment(device, threads=threads, virtual_devices=virtual_devices),
             },
         }
@@ -68,7 +70,7 @@ def local_cluster(devices: Sequence[Device], *, host_limit: int) -> Iterator[Cli
     The processes are spawned, listen on loopback only, and end with the block. Spawning imports the
     caller's main module again: a script must call this below `if __name__ == "__main__":`.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     specification = worker_specification(devices, cores=cores, memory_limit=host_limit)
     threads = thread_environment(max(1, cores // max(1, len(specification))))
     settings = {
@@ -91,7 +93,7 @@ def local_cluster(devices: Sequence[Device], *, host_limit: int) -> Iterator[Cli
                     "host": LOOPBACK,
                     "port": 0,
                     # Any free port: on its usual one another run may listen, and Dask would warn of that.
-                    "dashboard_address": ":0",
+                    "dashboard_address": f"{LOOPBACK}:0",
                     "dashboard": False,
                     "allowed_failures": 0,
                 },

@@ -102,7 +102,8 @@ class Journal:
     ) -> None:
         """Record a job before its first decision."""
         self._connection.execute(
-            "INSERT INTO job (job_id, state, output, shape, dtype, added_at) VALUES (?, 'waiting', ?, ?, ?, ?)",
+            "INSERT INTO job (job_id, state, output, shape, dtype, added_at)"
+            " VALUES (?, 'waiting', ?, ?, ?, ?)",
             (job_id, output, json.dumps(shape), dtype, at),
         )
 

@@ -188,7 +188,7 @@ class WorkerState:
                 self._attempts -= 1
 
     def measures(self, kind: str) -> bool:
-        """True for the first attempts of a kind: measuring costs fresh memory, and later tells nothing new."""
+        """True for the first attempts of a kind: measuring costs fresh memory, and soon tells no news."""
         with self._lock:
             self._measured[kind] += 1
             return self._measured[kind] <= MEASURED_ATTEMPTS

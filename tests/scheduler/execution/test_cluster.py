@@ -1,0 +1,81 @@
+"""The embedded cluster: what its processes are told, and whom it listens to."""
+
+import ipaddress
+import os
+
+import psutil
+import pytest
+
+from scheduler.core.model import Device, DeviceKind
+from scheduler.execution.cluster import local_cluster, resource_label, worker_specification
+from scheduler.execution.environment import worker_environment
+
+GIB = 1 << 30
+CPU = Device("CPU-localhost", "cpu", DeviceKind.CPU, 8 * GIB, slots=2)
+GPU = Device("GPU-5", "gpu0", DeviceKind.CUDA, 16 * GIB, slots=1, prefetch=1)
+VIRTUAL = tuple(Device(f"VIRTUAL-{n}", f"virtual{n}", DeviceKind.VIRTUAL, GIB) for n in range(2))
+
+
+def seen_by_worker() -> tuple[str, ...]:
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "JAX_PLATFORMS", "STACKYARD_DEVICE")
+    return tuple(os.environ[name] for name in names)
+
+
+def test_a_gpu_gets_one_process_and_the_cpu_one_for_each_slot() -> None:
+    specification = worker_specification((GPU, CPU), cores=8, memory_limit=GIB)
+    assert {name: each["options"]["nthreads"] for name, each in specification.items()} == {
+        "gpu0": 2,  # one computes while the other reads
+        "cpu-0": 1,
+        "cpu-1": 1,
+    }
+
+
+def test_a_cpu_without_slots_gets_no_process() -> None:
+    accounted = Device("CPU-localhost", "cpu", DeviceKind.CPU, GIB, slots=0)
+    assert list(worker_specification((GPU, accounted), cores=4, memory_limit=GIB)) == ["gpu0"]
+
+
+def test_cores_are_shared_evenly_among_the_processes() -> None:
+    specification = worker_specification((GPU, CPU), cores=8, memory_limit=GIB)
+    assert {each["options"]["env"]["OMP_NUM_THREADS"] for each in specification.values()} == {"2"}
+
+
+def test_a_gpu_worker_sees_its_own_device_and_a_cpu_worker_none() -> None:
+    on_gpu = worker_environment(GPU, threads=2)
+    assert on_gpu["CUDA_VISIBLE_DEVICES"] == "GPU-5"
+    assert on_gpu["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert on_gpu["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    assert on_gpu["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
+    assert worker_environment(CPU, threads=2)["CUDA_VISIBLE_DEVICES"] == ""
+    assert worker_environment(CPU, threads=2)["JAX_PLATFORMS"] == "cpu"
+
+
+def test_virtual_gpus_get_as_many_logical_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=here")
+    flags = worker_environment(VIRTUAL[1], threads=4, virtual_devices=2)["XLA_FLAGS"].split()
+    assert flags == ["--xla_dump_to=here", "--xla_force_host_platform_device_count=2"]
+
+
+def test_processes_have_their_environment_and_listen_on_loopback_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    with local_cluster((VIRTUAL[0], CPU), host_limit=2 * GIB) as client:
+        found = {
+            device.name: client.submit(
+                seen_by_worker, resources={resource_label(device): 1}, pure=False
+            ).result()
+            for device in (VIRTUAL[0], CPU)
+        }
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        listening = {
+            connection.laddr.ip
+            for process in processes
+            for connection in process.net_connections(kind="inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+    assert found["virtual0"] == ("", "1", "cpu", "VIRTUAL-0")
+    assert found["cpu"] == ("", "1", "cpu", "CPU-localhost")
+    assert listening
+    assert all(ipaddress.ip_address(address).is_loopback for address in listening)
+    assert os.environ["OMP_NUM_THREADS"] == "7"
