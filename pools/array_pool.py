@@ -1,12 +1,12 @@
 """The pool: arrays lent, taken back when nothing sees them any more, and lent again."""
 
 import gc
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import prod
 from operator import index
+from os import getpid
 from time import monotonic
 from typing import Any, NoReturn
 
@@ -72,7 +72,7 @@ class ArrayPool:
         self._virtual = virtual
         self._relieve = relieve
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._pid = getpid()
         self._closed = False
         # Invariant, under the lock: a block is in exactly one of _lent and _idle, or its last owner waits
         # in _returned (then it still counts as lent).
@@ -107,6 +107,7 @@ class ArrayPool:
 
     def stats(self) -> PoolStats:
         """What the pool did and holds now."""
+        self.check_process()
         with self._lock:
             self._drain()
             return PoolStats(
@@ -121,6 +122,7 @@ class ArrayPool:
 
     def leases(self) -> list[LeaseInfo]:
         """Every buffer that somebody holds, the longest held first."""
+        self.check_process()
         now = monotonic()
         with self._lock:
             self._drain()
@@ -138,12 +140,14 @@ class ArrayPool:
 
         Returns the bytes freed. Buffers in use are never touched.
         """
+        self.check_process()
         with self._lock:
             self._drain()
             return self._free_oldest(self._idle.nbytes if nbytes is None else nbytes)
 
     def idle_since(self) -> float | None:
         """When the oldest idle buffer was given back, in seconds of `time.monotonic`; None without any."""
+        self.check_process()
         with self._lock:
             self._drain()
             oldest = self._idle.oldest()
@@ -153,8 +157,17 @@ class ArrayPool:
         """Whether what the pool frees goes to a cache of its framework first."""
         return self._store.cached()
 
+    def check_process(self) -> None:
+        """Raise ForkedPoolError in a forked child: another thread of the parent may have held the lock."""
+        if getpid() != self._pid:
+            raise ForkedPoolError(
+                f"the {self.memory_type} pool on {self.device} belongs to process {self._pid}; "
+                f"make a new one in process {getpid()}, or spawn processes instead of forking them"
+            )
+
     def close(self) -> None:
         """Free what is idle and refuse new leases. Arrays still seen stay valid until they die."""
+        self.check_process()
         with self._lock:
             self._closed = True
             self._drain()
@@ -162,11 +175,14 @@ class ArrayPool:
 
     def _block(self, nbytes: int, shape: tuple[int, ...], dtype: Any, holder: Holder) -> Block:
         size = self._store.size(nbytes)
+        self.check_process()
         with self._lock:
-            self._check_usable()
-            if self._returned:
-                self._drain()
-            block = self._idle.take(size) or (self._idle.take(nbytes) if nbytes != size else None)
+            if self._closed:
+                raise RuntimeError(f"the {self.memory_type} pool on {self.device} is closed")
+            self._drain()
+            block = self._idle.take(size)
+            if block is None and nbytes != size:
+                block = self._idle.take(nbytes)
             if block is not None:
                 self._hits += 1
                 self._note_lent(block)
@@ -249,7 +265,7 @@ class ArrayPool:
 
     def _export(self, block: Block, *, frozen: bool) -> Any:
         """A further owner for a block whose lease is alive."""
-        self._check_process()
+        self.check_process()
         owner = self._store.owner(block, self._returned.append, frozen=frozen)
         with self._lock:
             block.exports += 1
@@ -275,7 +291,8 @@ class ArrayPool:
     def _note_lent(self, block: Block) -> None:
         self._lent.add(block)
         self._bytes_lent += block.nbytes
-        self._bytes_peak = max(self._bytes_peak, self._bytes_lent)
+        if self._bytes_lent > self._bytes_peak:
+            self._bytes_peak = self._bytes_lent
 
     def _free_oldest(self, nbytes: int) -> int:
         """Free idle blocks until `nbytes` are freed. Called under the lock: none is lent meanwhile."""
@@ -292,18 +309,6 @@ class ArrayPool:
         if block.charge is not None:
             block.charge.release()
         self.budget.give(block.nbytes)
-
-    def _check_usable(self) -> None:
-        self._check_process()
-        if self._closed:
-            raise RuntimeError(f"the {self.memory_type} pool on {self.device} is closed")
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise ForkedPoolError(
-                f"the {self.memory_type} pool on {self.device} belongs to process {self._pid}; "
-                f"make a new one in process {os.getpid()}, or spawn processes instead of forking them"
-            )
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a pool can't be pickled: its buffers belong to this process; make one in each")

@@ -35,7 +35,13 @@ class DeviceStore(Store):
     def allocate(self, nbytes: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Block:  # noqa: ARG002
         memory = self._backend.empty((nbytes,), "uint8", self._gpu_id)
         address, self._device = address_and_device(memory)
-        return Block(nbytes, address, memory)
+        # the framework's own allocator takes memory back in the order of the stream that it gave it on
+        return Block(nbytes, address, (memory, self._backend.current_stream(self._gpu_id)))
+
+    def free(self, block: Block) -> None:
+        if any(stream != block.memory[1] for stream in block.streams):
+            self._backend.synchronize(self._gpu_id)
+        super().free(block)
 
     def owner(self, block: Block, released: Released, *, frozen: bool) -> DeviceOwner:
         if frozen:
@@ -72,7 +78,7 @@ class DeviceStore(Store):
     def wait(self) -> None:
         self._backend.synchronize(self._gpu_id)
 
-    def settle(self, unseen: Callable[[], bool], timeout_s: float) -> bool:
+    def settle(self, owner: Callable[[], Any], timeout_s: float) -> bool:
         # kernels may still write to what no object sees any more
         self.wait()
-        return super().settle(unseen, timeout_s)
+        return super().settle(owner, timeout_s)

@@ -24,7 +24,8 @@ class HostStore(Store):
         return HostBuffer(block, frozen=frozen, on_release=released)
 
     def lend(self, owner: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        return owner.array(shape, dtype)
+        # the owner's own `array` checks again what the pool knows
+        return np.ndarray(shape, dtype, np.asarray(owner))
 
     def wait(self) -> None:
         wait_for_host_work()

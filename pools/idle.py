@@ -26,34 +26,44 @@ class IdleBlocks:
 
     def add(self, block: Block) -> None:
         """Keep a block that nothing sees any more."""
+        nbytes = block.nbytes
         block.since = monotonic()
         self._by_age[block] = None
-        self._by_size.setdefault(block.nbytes, []).append(block)
-        self.nbytes += block.nbytes
+        same = self._by_size.get(nbytes)
+        if same is None:
+            self._by_size[nbytes] = [block]
+        else:
+            same.append(block)
+        self.nbytes += nbytes
 
     def take(self, nbytes: int) -> Block | None:
         """The most recently used block of exactly this size; None if there is none that is ready."""
         blocks = self._by_size.get(nbytes)
         if not blocks:
             return None
-        for index in range(len(blocks) - 1, -1, -1):
-            block = blocks[index]
+        for block in reversed(blocks):
             if block.pending is None or block.pending():
                 block.pending = None
-                del blocks[index]
-                del self._by_age[block]
-                self.nbytes -= nbytes
+                self.remove(block)
                 return block
         return None
 
     def oldest(self) -> Block | None:
-        """The block that was used least recently, still kept."""
-        return next(iter(self._by_age), None)
+        """The block that was used least recently and has no work under way, still kept."""
+        for block in self._by_age:
+            if block.pending is None or block.pending():
+                return block
+        return None
 
     def remove(self, block: Block) -> None:
-        """Forget a block that is to be freed."""
+        """Forget a block that is to be lent or freed."""
+        nbytes = block.nbytes
+        same = self._by_size[nbytes]
+        if same[-1] is block:
+            same.pop()
+        else:
+            same.remove(block)
+        if not same:
+            del self._by_size[nbytes]
         del self._by_age[block]
-        self._by_size[block.nbytes].remove(block)
-        if not self._by_size[block.nbytes]:
-            del self._by_size[block.nbytes]
-        self.nbytes -= block.nbytes
+        self.nbytes -= nbytes

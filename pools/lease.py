@@ -92,9 +92,12 @@ class Lease:
         LeaseEndedError
             The lease is over already.
         """
-        spare = self._unseen(timeout_s, "released", frozen=False)
+        self._pool.check_process()
+        again = ref(self.array)
+        self._array = None
+        if not self._pool._store.settle(self._owner, timeout_s):
+            self._refuse(again, timeout_s, "released")
         self._block.ended = True
-        del spare
 
     def freeze(self, timeout_s: float = 1.0) -> Any:
         """The array again, now read-only for good, for frameworks that take arrays to be immutable.
@@ -109,7 +112,12 @@ class Lease:
         LeaseEndedError
             The lease is over already.
         """
-        owner = self._unseen(timeout_s, "frozen", frozen=True)
+        again = ref(self.array)
+        # a further owner keeps the block out of the pool's hands while the old one dies
+        owner = self._pool._export(self._block, frozen=True)
+        self._array = None
+        if not self._pool._store.settle(self._owner, timeout_s):
+            self._refuse(again, timeout_s, "frozen")
         self._array = self._pool._store.lend(owner, self.shape, self.dtype)
         self._owner = ref(owner)
         return self._array
@@ -122,26 +130,17 @@ class Lease:
         """
         self._block.streams.append(stream)
 
-    def _unseen(self, timeout_s: float, what: str, *, frozen: bool) -> Any:
-        """Take the array back; returns a new owner of the block, which nothing but the caller knows.
-
-        The new owner keeps the block out of the pool's hands while the old one dies.
-        """
-        seen, again = self._owner, ref(self.array)
-        spare = self._pool._export(self._block, frozen=frozen)
-        self._array = None
-        if self._pool._store.settle(lambda: seen() is None, timeout_s):
-            return spare
-        owner = seen()
-        if owner is None:  # the last alias died between the deadline and now
-            return spare
+    def _refuse(self, again: "ref[Any]", timeout_s: float, what: str) -> None:
+        """Put the array back and raise, unless its last alias has died just now."""
+        owner = self._owner()
+        if owner is None:
+            return
         # the array itself, or another over the same memory if only views or imports of it are left
         self._array = again()
         if self._array is None:
             self._array = self._pool._store.lend(owner, self.shape, self.dtype)
-        holders = _holders(self._array)
         raise LiveAliasError(
-            f"{self} can't be {what}: its array is still seen after {timeout_s:g} s{holders}. "
+            f"{self} can't be {what}: its array is still seen after {timeout_s:g} s{_holders(self._array)}. "
             f"Drop every view and import of it first; leaving the `with` block doesn't insist"
         )
 

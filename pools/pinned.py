@@ -36,7 +36,7 @@ class PinnedStore(HostStore):
         return self.size(nbytes)
 
     def allocate(self, nbytes: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Block:  # noqa: ARG002
-        memory = _Pinned(self._backend, HostBlock(nbytes, huge_pages=False))
+        memory = _Pinned(self._backend, self._gpu_id, HostBlock(nbytes, huge_pages=False))
         return Block(nbytes, memory.block.address, memory)
 
     def owner(self, block: Block, released: Released, *, frozen: bool) -> HostBuffer:
@@ -58,16 +58,17 @@ class PinnedStore(HostStore):
 
 
 class _Pinned:
-    """Pages that are unlocked before they are unmapped."""
+    """Pages that are unlocked before they are unmapped, when the device has done with them."""
 
-    __slots__ = ("_backend", "_unpin", "block")
+    __slots__ = ("_backend", "_gpu_id", "block")
 
-    def __init__(self, backend: Backend, block: HostBlock) -> None:
-        self.block = block
+    def __init__(self, backend: Backend, gpu_id: Any, block: HostBlock) -> None:
         backend.pin(block.address, block.nbytes)
-        self._unpin = backend.unpin
+        self.block = block
+        self._backend = backend
+        self._gpu_id = gpu_id
 
     def __del__(self) -> None:
-        unpin = getattr(self, "_unpin", None)  # pinning may have failed
-        if unpin is not None:
-            unpin(self.block.address)
+        if hasattr(self, "block"):  # else pinning has failed
+            self._backend.synchronize(self._gpu_id)
+            self._backend.unpin(self.block.address)

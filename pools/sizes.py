@@ -1,5 +1,6 @@
 """Byte sizes: how limits are written, and how requests are rounded so that buffers can be shared."""
 
+from functools import lru_cache
 from typing import Final
 
 ALIGNMENT: Final = 64
@@ -27,6 +28,7 @@ def parse_size(size: int | str) -> int:
     return size
 
 
+@lru_cache(maxsize=4096)
 def size_class(nbytes: int) -> int:
     """The bytes of the buffer that serves a request of `nbytes`: at most an eighth (12.5 %) more.
 

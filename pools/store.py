@@ -71,19 +71,19 @@ class Store(ABC):
     def wait(self) -> None:  # noqa: B027  most stores have none
         """Wait for the work that was given to the device, or for asynchronous work on the host."""
 
-    def settle(self, unseen: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait until `unseen` is true; False if it isn't within `timeout_s` seconds.
+    def settle(self, owner: Callable[[], Any], timeout_s: float) -> bool:
+        """Wait until the owner (a weak reference) is dead; False if it isn't within `timeout_s` seconds.
 
         Asynchronous frameworks let go of an array when their work is done, JAX only at its next operation
         or at a garbage collection.
         """
-        if unseen():
+        if owner() is None:
             return True
         deadline = monotonic() + timeout_s
         self.wait()
         gc.collect()
         pause = 0.0005
-        while not unseen():
+        while owner() is not None:
             left = deadline - monotonic()
             if left <= 0:
                 return False
