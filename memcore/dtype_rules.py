@@ -92,7 +92,9 @@ def rescale(xp: Any, values: Any, source: str, target: str) -> Result:
     span = _span(source)
     if target in FLOATS:
         raised = _raised(xp, values, source, source)
-        return xp.astype(_double(xp, raised) / float(span), _dtype(xp, target)), None
+        wide = _double(xp, raised)
+        # By an array: XLA turns a division by a constant into a product with its rounded inverse.
+        return xp.astype(wide / xp.full_like(wide, float(span)), _dtype(xp, target)), None
     raised = _raised(xp, values, source, target)
     out_span = _span(target)
     if out_span >= span:

@@ -82,6 +82,8 @@ def convert_dtype(array: Array, dtype: object, rule: Rule) -> Array:
 
 def dtype_name(dtype: object) -> str:
     """The name of a dtype of any library. Raises DtypeError if memcore doesn't know it."""
+    if dtype is None:
+        raise DtypeError("no dtype None; NumPy would take it for float64")
     name = getattr(dtype, "name", None) if not isinstance(dtype, str | type) else None
     if name is None:
         # torch.float32 prints as "torch.float32"; NumPy's scalar types have their name.
