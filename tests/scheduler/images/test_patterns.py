@@ -1,6 +1,8 @@
 """Patterns: what they match, what they refuse, how selections and natural order work."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scheduler.images.errors import InputError
 from scheduler.images.patterns import check_select, natural_key, parse_pattern, selected
@@ -111,3 +113,19 @@ def test_a_selected_field_must_exist():
 def test_every_choice_must_choose_something():
     with pytest.raises(InputError, match="no well is 'C\\*'; there are 2: A1, A10"):
         check_select({"well": ["A1*", "C*"]}, ["well"], {"well": {"A10", "A1"}})
+
+
+VALUES = st.text(st.characters(exclude_characters="/_\0", exclude_categories=("Cs",)), min_size=1)
+
+
+@given(st.lists(VALUES, min_size=3, max_size=3))
+def test_what_is_rendered_is_matched(values):
+    pattern = parse_pattern("a{x}_b/{y}_{z}.tif")
+    fields = dict(zip("xyz", values, strict=True))
+    assert pattern.match(pattern.render(fields)) == fields
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=2))
+def test_natural_order_is_the_order_of_the_numbers(numbers):
+    names = [f"z{number}.tif" for number in numbers]
+    assert sorted(names, key=natural_key) == [f"z{number}.tif" for number in sorted(numbers)]

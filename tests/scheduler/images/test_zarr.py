@@ -644,3 +644,27 @@ def test_viewers_are_told_the_range_of_values(tmp_path, values, window):
     path = write_stack(tmp_path / "a.ome.zarr", stack, format="ome-zarr", channel_name="x")
     found = attributes(path, "0.5")["ome"]["omero"]["channels"][0]["window"]
     assert (found["start"], found["end"]) == window
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_no_flipped_byte_escapes_as_another_error(tmp_path, pixels, version):
+    path = write_stack(
+        tmp_path / "a.zarr", pixels((2, 8, 6)), format="ome-zarr", options=WriteOptions(zarr_version=version)
+    )
+    files = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    generator = np.random.default_rng(0)
+    messages = []
+    for _ in range(150):
+        for file, whole in files.items():
+            content = bytearray(whole)
+            content[generator.integers(0, len(whole))] = generator.integers(0, 256)
+            file.write_bytes(content)
+        try:
+            for source in find_stacks(tmp_path, "a.zarr"):
+                assert source.nbytes < 1 << 20
+                read(source)
+        except (InputError, ImageError) as error:
+            messages.append(str(error))
+    assert len(messages) > 50
+    assert [message for message in messages if "a.zarr" not in message] == []
