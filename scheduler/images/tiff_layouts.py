@@ -182,7 +182,10 @@ def _metadata(
         sizes = [micrometres(described.get(f"PhysicalSize{axis}")) for axis in "ZYX"]
         names: Sequence[str | None] = (described.get("ChannelName"),)
     else:
-        unit = imagej.get("unit") or {3: "cm", 4: "mm", 5: "µm"}.get(int(page.resolutionunit))
+        # ImageJ writes the micro sign as an escape sequence of Java's
+        unit = str(imagej.get("unit", "")).replace("\\u00B5", "µ") or {3: "cm", 4: "mm", 5: "µm"}.get(
+            int(page.resolutionunit)
+        )
         pixel = [_pixel_size(page, tag, unit) for tag in (283, 282)]
         sizes = [micrometres(imagej.get("spacing"), unit), *pixel]
         names = imagej.get("Labels") or () if imagej.get("channels", 1) > 1 else ()

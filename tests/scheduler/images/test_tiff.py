@@ -336,3 +336,22 @@ def test_no_flipped_byte_of_a_header_escapes_as_another_error(tmp_path, pixels, 
             messages.append(str(error))
     assert len(messages) > 100
     assert [message for message in messages if "a.tif" not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        (r"\u00B5m", (2.0, 0.2, 0.25)),
+        ("micron", (2.0, 0.2, 0.25)),
+        ("um", (2.0, 0.2, 0.25)),
+        ("nm", (0.002, 0.0002, 0.00025)),
+        ("pixel", None),
+    ],
+)
+def test_units_as_imagej_writes_them(tmp_path, pixels, unit, expected):
+    described = f"ImageJ=1.53t\nimages=3\nslices=3\nunit={unit}\nspacing=2.0\nloop=false\n"
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels((3, 8, 6)), description=described, metadata=None, resolution=(4, 5),
+        photometric="minisblack",
+    )  # fmt: skip
+    assert find_one(tmp_path).physical_size_um == (None if expected is None else pytest.approx(expected))
