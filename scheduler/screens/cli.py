@@ -160,3 +160,20 @@ def status(
     from scheduler.screens.status_command import status_command
 
     status_command(run_folder, as_json=as_json, debug=debug)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder, or an output folder for its newest run.")
+    ],
+    output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write one self-contained HTML page about a run: who ran what when, memory, waits, failures, pictures.
+
+    Example: stackyard report out/quickstart
+    """
+    from scheduler.screens.report.command import report_command
+
+    report_command(run_folder, output, debug=debug)

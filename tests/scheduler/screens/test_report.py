@@ -1,0 +1,268 @@
+"""The page about a run: everything in the journal, nothing from the network, whatever the names are."""
+
+import re
+import shutil
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from scheduler.execution.journal import Journal
+from scheduler.images.sample import write_sample
+from scheduler.screens import cli
+from scheduler.screens.report.figures import place_in_slots
+from scheduler.screens.report.records import AttemptRow, DeviceRow, RunRows, read_run
+from scheduler.screens.report.thumbnails import png
+
+MIB = 1 << 20
+BEGAN = 1_700_000_000.0
+CONFIG = {
+    "input": {"path": "img", "pattern": "{well}_s{site}_z{z}_c{channel}.tif"},
+    "steps": [{"use": "gaussian", "with": {"sigma": 1}}],
+    "output": {"path": "out", "name": "{well}_s{site}"},
+}
+
+
+def make_journal(run_dir: Path, config: dict[str, object] | None = None) -> Journal:
+    run_dir.mkdir(parents=True)
+    journal = Journal.create(
+        run_dir / "journal.sqlite", version="0.1", host="a-host", started_at=BEGAN, config=config or {}
+    )
+    journal.add_device("GPU-1", "gpu0", "cuda", virtual=False, total_bytes=1024 * MIB, slots=1)
+    journal.add_device("CPU-1", "cpu", "cpu", virtual=False, total_bytes=4096 * MIB, slots=2)
+    return journal
+
+
+def add_attempt(
+    journal: Journal, job: str, device: str, start_s: float, end_s: float, outcome: str, **detail: object
+) -> None:
+    plan = {"name": "cuda:torch", "memory_types": ["torch"], "conversions": ["numpy to torch, 6 MiB"]}
+    journal.start_attempt(
+        job, 1, device=device, plan=plan, device_bytes=100 * MIB, host_bytes=50 * MIB, at=BEGAN + start_s
+    )
+    journal.end_attempt(job, 1, outcome=outcome, detail=detail, at=BEGAN + end_s)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run with a job done on the GPU, one failed on the CPU, and memory readings."""
+    journal = make_journal(tmp_path / "run")
+    for job in ("good", "<b>bad</b>"):
+        journal.add_job(job, output=None, shape=(2, 3, 4), dtype="uint16", at=BEGAN)
+    journal.add_decision("good", verdict="admit", reason="runs alone on gpu0", inputs={}, at=BEGAN + 1)
+    add_attempt(journal, "good", "GPU-1", 1.0, 5.0, "done", device_peak_bytes=80 * MIB, host_peak_bytes=None)
+    journal.end_job("good", state="done", reason="done on gpu0", at=BEGAN + 5)
+    add_attempt(journal, "<b>bad</b>", "CPU-1", 2.0, 3.0, "failed", error="boom")
+    journal.end_job("<b>bad</b>", state="failed", reason="<script>alert(1)</script>", at=BEGAN + 3)
+    for at, used in ((1.0, 100 * MIB), (2.0, None), (3.0, 300 * MIB), (4.0, 200 * MIB)):
+        journal.add_memory(
+            "GPU-1",
+            total_bytes=1024 * MIB,
+            used_bytes=used,
+            reserved_bytes=100 * MIB,
+            idle_bytes=20 * MIB,
+            external_bytes=50 * MIB,
+            at=BEGAN + at,
+        )
+    journal.end_run(state="done", at=BEGAN + 6)
+    journal.close()
+    return tmp_path / "run"
+
+
+def report(*arguments: object):
+    return CliRunner().invoke(cli.app, ["report", *map(str, arguments)])
+
+
+def page_of(run_dir: Path) -> str:
+    result = report(run_dir)
+    assert result.exit_code == 0, result.output
+    return (run_dir / "report.html").read_text(encoding="utf-8")
+
+
+def text_of(page: str) -> str:
+    """What a reader sees: without scripts, styles and tags."""
+    return re.sub(r"<[^>]+>", " ", re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL))
+
+
+def test_rows_are_those_of_the_journal(run_dir):
+    run = read_run(run_dir)
+    assert (run.version, run.host, run.state, run.wall_s) == ("0.1", "a-host", "done", 6.0)
+    assert [(device.name, device.total_bytes) for device in run.devices] == [
+        ("gpu0", 1024 * MIB),
+        ("cpu", 4096 * MIB),
+    ]
+    good, bad = run.attempts
+    assert (good.start_s, good.end_s, good.reserved_bytes, good.peak_bytes) == (1.0, 5.0, 100 * MIB, 80 * MIB)
+    # On the CPU what is reserved is host memory.
+    assert (bad.outcome, bad.reserved_bytes, bad.peak_bytes) == ("failed", 50 * MIB, None)
+    assert [row.used_bytes for row in run.memory] == [100 * MIB, None, 300 * MIB, 200 * MIB]
+
+
+def test_page_tells_what_happened(run_dir):
+    text = " ".join(text_of(page_of(run_dir)).split())
+    for said in (
+        "2 jobs: 1 done, 1 failed",
+        "done after 6.0 s",
+        "2 attempts, 0 out of memory",
+        "gpu0 cuda 1 GiB 1 1 67 %",
+        "cpu cpu 4 GiB 2 0 8 %",
+        "runs alone on gpu0",
+        "numpy to torch, 6 MiB",
+    ):
+        assert said in text
+
+
+def test_page_draws_timeline_memory_and_peaks(run_dir):
+    page = page_of(run_dir)
+    for title in ("Where and when", "Memory of gpu0 (1 GiB)", "Reserved and measured peak"):
+        assert title in page
+    # One reading is no curve.
+    assert "Memory of cpu" not in page
+
+
+def test_names_and_reasons_are_text_and_no_markup(run_dir):
+    page = page_of(run_dir)
+    assert '<td class="reason">&lt;b&gt;bad&lt;/b&gt;</td>' in page
+    assert "<script>alert(1)" not in page
+    assert "<b>bad" not in page.replace("\\u003c", "<").split("Bokeh.safely")[0].split("</script>")[-1]
+
+
+def test_page_needs_no_other_file(run_dir):
+    page = page_of(run_dir)
+    outside = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"<(link|iframe)\b", outside)
+    assert not re.search(r"<script[^>]*\bsrc=", page)
+    assert all(source.startswith("data:") for source in re.findall(r'<img[^>]*src="([^"]*)"', page))
+
+
+def test_a_run_that_goes_on_and_one_without_any_attempt(tmp_path):
+    journal = make_journal(tmp_path / "going")
+    journal.add_job("a", output=None, shape=(1, 1, 1), dtype="uint8", at=BEGAN)
+    journal.commit()
+    text = " ".join(text_of(page_of(tmp_path / "going")).split())
+    assert "1 job: 1 waiting" in text
+    journal.start_attempt(
+        "a", 1, device="CPU-1", plan={"name": "p"}, device_bytes=0, host_bytes=1, at=BEGAN + 1
+    )
+    journal.add_decision("a", verdict="admit", reason="r", inputs={}, at=BEGAN + 4)
+    journal.commit()
+    run = read_run(tmp_path / "going")
+    assert (run.state, run.wall_s, run.attempts[0].end_s, run.attempts[0].outcome) == (
+        "running",
+        4.0,
+        None,
+        "running",
+    )
+    assert "1 job: 1 running" in " ".join(text_of(page_of(tmp_path / "going")).split())
+    journal.close()
+
+
+def test_pictures_of_input_and_result(tmp_path):
+    write_sample(tmp_path / "img", wells=1, sites=1, channels=1, planes=3, size=64)
+    (tmp_path / "out").mkdir()
+    result = tmp_path / "out/A01_s1.ome.tif"
+    tifffile.imwrite(result, np.eye(64, dtype=np.float32)[None], ome=True, metadata={"axes": "ZYX"})
+    config = CONFIG | {"input": CONFIG["input"] | {"path": str(tmp_path / "img")}}
+    journal = make_journal(tmp_path / "run", config)
+    name = "well-A01_site-1_channel-1"
+    for job, output in ((name, str(result)), ("gone", str(tmp_path / "gone.tif"))):
+        journal.add_job(job, output=output, shape=(3, 64, 64), dtype="uint16", at=BEGAN)
+        journal.end_job(job, state="done", reason="", at=BEGAN + 1)
+    journal.end_run(state="done", at=BEGAN + 1)
+    journal.close()
+    page = page_of(tmp_path / "run")
+    assert len(re.findall(r'<img src="data:image/png;base64,', page)) == 2
+    assert "gone: its input isn&#x27;t there any more" in page
+    result.unlink()
+    page = page_of(tmp_path / "run")
+    assert "<img" not in page
+    assert f"{name}: " in page
+
+
+@pytest.mark.parametrize(
+    "plane",
+    [
+        np.arange(700 * 500, dtype=np.uint16).reshape(700, 500),
+        np.zeros((1, 1)),
+        np.full((5, 7), np.nan),
+        np.eye(9, dtype=bool),
+    ],
+)
+def test_pictures_are_small_and_of_eight_bits(plane):
+    import base64
+    import io
+
+    picture = Image.open(io.BytesIO(base64.b64decode(png(plane).partition(",")[2])))
+    assert picture.mode == "L"
+    assert max(picture.size) <= 320
+    if plane.shape == (700, 500):
+        assert picture.getextrema() == (0, 255)
+        assert picture.size == (167, 234)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20), st.sampled_from(["a", "b"])), max_size=30))
+def test_attempts_in_one_lane_never_overlap(spans):
+    attempts = tuple(
+        AttemptRow(f"j{index}", 1, device, "p", (), start, start + length, "done", 0, None, {})
+        for index, (start, length, device) in enumerate(spans)
+    )
+    devices = tuple(DeviceRow(name, name, "cuda", False, 1, 1) for name in "ab")
+    run = RunRows("", "", "done", 0.0, 50.0, {}, devices, (), attempts, (), ())
+    lanes: dict[tuple[str, int], list[AttemptRow]] = {}
+    for attempt, lane in place_in_slots(run):
+        assert lane[0] == attempt.device
+        lanes.setdefault(lane, []).append(attempt)
+    assert sum(map(len, lanes.values())) == len(attempts)
+    for row in lanes.values():
+        assert all(one.end_s <= other.start_s for one, other in pairwise(row))
+
+
+@pytest.mark.parametrize("content", [b"", b"no database" * 100])
+def test_no_journal_of_a_run(tmp_path, content):
+    (tmp_path / "journal.sqlite").write_bytes(content)
+    result = report(tmp_path)
+    assert result.exit_code == 2
+    assert "can't be read" in result.stderr
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_output_elsewhere(run_dir, tmp_path):
+    result = report(run_dir, "--output", tmp_path / "page.html")
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'page.html'}\n")
+    assert (tmp_path / "page.html").exists()
+    assert not (run_dir / "report.html").exists()
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_page_opens_in_a_browser_without_an_error(run_dir, tmp_path):
+    page_of(run_dir)
+    done = subprocess.run(
+        [
+            str(CHROMIUM),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=10000",
+            "--dump-dom",
+            (run_dir / "report.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not re.findall(r"^.*:(?:ERROR|WARNING|SEVERE):CONSOLE.*$", done.stderr, re.MULTILINE)
+    # The figures were drawn: Bokeh replaces each placeholder with its own element.
+    assert done.stdout.count('class="bk-Figure"') == 3
