@@ -243,11 +243,13 @@ def _known(name: str) -> str:
 
 
 def _arrays_of(result: Any) -> tuple[Any, ...]:
-    """The arrays in a step's result: one stack, or a mapping or tuple of named stacks and tables."""
+    """The arrays in a step's result: one stack, or a mapping or tuple of stacks, tables and other things."""
+    from memcore.registry import resembles_array
+
     if isinstance(result, dict):
-        return tuple(part for part in result.values() if hasattr(part, "shape"))
+        return tuple(part for part in result.values() if resembles_array(part))
     if isinstance(result, tuple):
-        return tuple(part for part in result if hasattr(part, "shape"))
+        return tuple(part for part in result if resembles_array(part))
     return (result,)
 
 

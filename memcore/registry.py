@@ -111,6 +111,13 @@ def backend_for(array: Array) -> Backend:
     return backend
 
 
+def resembles_array(thing: object) -> bool:
+    """True for an object with a shape from a known library, plain array or not: no table, number or text."""
+    if not hasattr(thing, "shape"):
+        return False
+    return any(True for cls in type(thing).__mro__ for _ in _backends_from(_root(cls)))
+
+
 def _find(cls: type) -> Backend:
     for ancestor in cls.__mro__:
         for backend in _backends_from(_root(ancestor)):

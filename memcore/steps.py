@@ -25,7 +25,7 @@ class FunctionStep:
         An undecorated function without `input`, or a restriction that leaves no implementation.
     """
 
-    __slots__ = ("function", "implementations", "name")
+    __slots__ = ("_declaration", "function", "implementations", "name")
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class FunctionStep:
         **keywords: Any,
     ) -> None:
         self.function = function
+        self._declaration = {"input": input, "output": output, "name": name, **keywords}
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         declared = implementations_of(function)
         if declared:
@@ -71,8 +72,16 @@ class FunctionStep:
 
         return self.implementation_for(memory_type_of(stack))(stack, *rest, **with_)
 
+    # A decorated function's implementations can't be pickled by name: the name is the decorated one's.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.function, self._declaration)
+
     def __repr__(self) -> str:
         return f"FunctionStep({self.name}, {', '.join(self.memory_types)})"
+
+
+def _restored(function: Callable[..., Any], declaration: dict[str, Any]) -> FunctionStep:
+    return FunctionStep(function, **declaration)
 
 
 def _restricted(
