@@ -9,7 +9,8 @@ import numpy as np
 from scheduler.images.errors import ImageError
 from scheduler.images.stack import PhysicalSize, PlaneRef, StackSource
 
-# the fields that axes inside a file give
+# the axes inside a file that can be stacked along, and all fields that files give by themselves
+STACKABLE = ("z", "channel", "time")
 FILE_FIELDS = ("z", "channel", "time", "sample", "image", "well", "site")
 _FIELD_OF_AXIS = {"Z": "z", "C": "channel", "T": "time"}
 

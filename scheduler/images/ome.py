@@ -137,19 +137,20 @@ def _block(data: ElementTree.Element, axes: str, file_name: str, uuid: str | Non
         if name in attributes:
             count = _count(attributes, name)
     return PlaneBlock(
-        file_name=next(_elsewhere(data, file_name, uuid), ""),
+        file_name=_other_file(data, file_name, uuid),
         first_page=_count(attributes, "IFD", 0, least=0),
         count=count,
         start=tuple(_count(attributes, f"First{axis}", 0, least=0) for axis in axes),
     )
 
 
-def _elsewhere(data: ElementTree.Element, file_name: str, uuid: str | None) -> Iterator[str]:
-    """The other file that holds these planes; a file that was renamed still knows itself by its UUID."""
+def _other_file(data: ElementTree.Element, file_name: str, uuid: str | None) -> str:
+    """The other file that holds these planes, or ""; a renamed file still knows itself by its UUID."""
     for reference in _children(data, "UUID"):
         name = reference.attrib.get("FileName", "")
         if uuid is not None and reference.text != uuid and name != file_name:
-            yield name or "a file that isn't named"
+            return name or "a file that isn't named"
+    return ""
 
 
 def _count(attributes: dict[str, str], name: str, default: int | None = None, *, least: int = 1) -> int:

@@ -22,7 +22,7 @@ from scheduler.images.naming import (
 )
 from scheduler.images.options import DEFAULT_OPTIONS, WriteOptions
 from scheduler.images.plates import Destination, plan_outputs, prepare_output, refuse_inputs
-from scheduler.images.stack import PhysicalSize
+from scheduler.images.stack import PhysicalSize, StackMetadata
 
 __all__ = [
     "Destination",
@@ -73,18 +73,9 @@ def write_stack(
     path = Path(path)
     suffix = suffix_of(format)
     _check_stack(array)
+    metadata = StackMetadata(physical_size_um, channel_name, provenance or {})
     if format == "ome-zarr":
-        _write_zarr(
-            path,
-            array,
-            options,
-            physical_size_um,
-            channel_name,
-            provenance or {},
-            overwrite,
-            channel,
-            channels,
-        )
+        _write_zarr(path, array, metadata, options, overwrite, channel, channels)
         return path
     from scheduler.images.tiff_out import check_tiff, write_tiff
 
@@ -92,9 +83,7 @@ def write_stack(
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path, overwrite=overwrite) as file:
         name = path.name.removesuffix(suffix)
-        write_tiff(
-            file, array, format, name, physical_size_um, channel_name, provenance or {}, options.compression
-        )
+        write_tiff(file, array, format, metadata, name=name, compression=options.compression)
     return path
 
 
@@ -130,10 +119,8 @@ def verify_stack(
 def _write_zarr(
     path: Path,
     array: np.ndarray[Any, Any],
+    metadata: StackMetadata,
     options: WriteOptions,
-    physical_size_um: PhysicalSize | None,
-    channel_name: str | None,
-    provenance: Mapping[str, Any],
     overwrite: bool,
     channel: int | None,
     channels: int,
@@ -141,27 +128,11 @@ def _write_zarr(
     from scheduler.images.zarr_out import check_zarr, write_channel, write_image
 
     check_zarr(array)
-    if channel is not None:
-        write_channel(
-            path,
-            array,
-            options,
-            channel=channel,
-            channels=channels,
-            provenance=provenance,
-            overwrite=overwrite,
-        )
+    if channel is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image(path, array, metadata, options, overwrite=overwrite)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(
-        path,
-        array,
-        options,
-        physical_size_um=physical_size_um,
-        channel_name=channel_name,
-        provenance=provenance,
-        overwrite=overwrite,
-    )
+    write_channel(path, array, metadata, options, channel=channel, channels=channels, overwrite=overwrite)
 
 
 def _check_stack(array: object) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from scheduler.images.errors import ImageError, InputError
-from scheduler.images.layout import FILE_FIELDS, broken, stacks_of
+from scheduler.images.layout import FILE_FIELDS, STACKABLE, broken, stacks_of
 from scheduler.images.patterns import (
     Pattern,
     Select,
@@ -54,10 +54,10 @@ def find_stacks(
     parsed = parse_pattern(pattern)
     select = {} if select is None else select
     from_planes = stack_along in parsed.fields
-    if not from_planes and stack_along not in FILE_FIELDS:
+    if not from_planes and stack_along not in STACKABLE:
         raise InputError(
             f"stack_along: {stack_along!r} is no field of the pattern {pattern!r} and no axis of files"
-            f"{nearest(stack_along, [*parsed.fields, *FILE_FIELDS])}"
+            f"{nearest(stack_along, [*parsed.fields, *STACKABLE])}"
         )
     files = _matching_files(folder, parsed)
     known = [*parsed.fields, *(name for name in FILE_FIELDS if name not in parsed.fields)]

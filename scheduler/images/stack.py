@@ -1,11 +1,22 @@
 """Where the planes of one stack are, and what they must look like."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 # (z, y, x) in micrometres; z is None where the file tells the pixel size but not the plane distance.
 PhysicalSize = tuple[float | None, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class StackMetadata:
+    """What is written beside the pixels: sizes in µm, the channel's name, and how the stack came about."""
+
+    physical_size_um: PhysicalSize | None = None
+    channel_name: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

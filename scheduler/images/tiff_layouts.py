@@ -20,8 +20,8 @@ from scheduler.images.tiff import check_plausible, opened, plane_shape
 def describe_tiff(path: str | Path, *, alone: bool = False) -> list[Layout]:
     """What the file holds, one Layout for each image; headers are read, pixels aren't.
 
-    An OME-TIFF that is one of a set gives the whole set's images; if it is to stand `alone` and has one page,
-    that plane only.
+    An OME-TIFF that is one of a set gives the whole set's images. One page that is to stand `alone` gives its
+    plane, whatever set its OME-XML speaks of.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def layouts_of(file: tifffile.TiffFile, path: str, *, alone: bool = False) -> li
         images = parse_ome(file.ome_metadata, Path(path).name)
     except OmeXmlError as error:
         raise ImageError(f"{path}: {error}") from error
-    if alone and len(file.pages) == 1 and any(block.file_name for block in images[0].blocks):
+    if alone and len(file.pages) == 1:
         return [_ome_layout(file, path, images[0], [("", 0)], axes="")]
     counts = functools.cache(lambda name: _count_pages(file, path, name))
     layouts = []
@@ -78,7 +78,7 @@ def _ome_layout(
         samples=samples,
         dtype=page.dtype.name,
         physical_size_um=image.physical_size_um,
-        channel_names=image.channel_names if axes else (),
+        channel_names=image.channel_names if axes or len(image.channel_names) == 1 else (),
     )
 
 
@@ -135,9 +135,8 @@ def _series_layout(file: tifffile.TiffFile, path: str) -> Layout:
 
 def _differ_in_storage_only(series: Sequence[tifffile.TiffPageSeries]) -> bool:
     """Pages without metadata that tifffile keeps apart by compression or strips, not by what they show."""
-    return len(
-        {(one.kind, str(one.dtype), one.keyframe.shape, one.keyframe.axes) for one in series}
-    ) == 1 and (series[0].kind == "generic")
+    shown = {(one.kind, str(one.dtype), one.keyframe.shape, one.keyframe.axes) for one in series}
+    return len(shown) == 1 and series[0].kind == "generic"
 
 
 def _page_layout(series: Sequence[tifffile.TiffPageSeries], path: str) -> Layout:

@@ -2,14 +2,13 @@
 
 import json
 import uuid
-from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
 
 from scheduler.images.errors import OutputError
-from scheduler.images.stack import PhysicalSize
+from scheduler.images.stack import StackMetadata
 
 OME_DTYPES = frozenset(
     ("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "float32", "float64")  # as the schema has
@@ -33,33 +32,32 @@ def write_tiff(
     file: BinaryIO,
     array: np.ndarray[Any, Any],
     format: str,
+    described: StackMetadata,
+    *,
     name: str,
-    physical_size_um: PhysicalSize | None,
-    channel_name: str | None,
-    provenance: Mapping[str, Any],
     compression: str = "default",
 ) -> None:
-    """Write a checked [Z, Y, X] array as `ome-tiff` or `tiff` to an open file; sizes in µm."""
+    """Write a checked [Z, Y, X] array as `ome-tiff` or `tiff` to an open file; `name` is the OME image's."""
     ome = format == "ome-tiff"
     metadata: dict[str, Any] = {"axes": "ZYX"}
     resolution: dict[str, Any] = {}
-    if physical_size_um is not None:
-        for axis, size in zip("ZYX", physical_size_um, strict=True):
+    if described.physical_size_um is not None:
+        for axis, size in zip("ZYX", described.physical_size_um, strict=True):
             if size is not None:
                 metadata[f"PhysicalSize{axis}"] = size
                 metadata[f"PhysicalSize{axis}Unit"] = "µm"
-        _, y, x = physical_size_um
+        _, y, x = described.physical_size_um
         resolution = {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": "CENTIMETER"}
-    texts = {_xml_text(key): _xml_text(_as_text(value)) for key, value in provenance.items()}
+    texts = {_xml_text(key): _xml_text(_as_text(value)) for key, value in described.provenance.items()}
     if ome:
         metadata["Name"] = _xml_text(name)
         metadata["UUID"] = str(uuid.uuid4())  # tifffile's default tells the machine's network address
-        if channel_name is not None:
-            metadata["Channel"] = {"Name": [_xml_text(channel_name)]}
+        if described.channel_name is not None:
+            metadata["Channel"] = {"Name": [_xml_text(described.channel_name)]}
         if texts:
             metadata["MapAnnotation"] = {**texts, "Namespace": "stackyard/provenance"}
     else:
-        metadata |= {"ChannelName": channel_name, "Provenance": texts}
+        metadata |= {"ChannelName": described.channel_name, "Provenance": texts}
     packed = compression not in ("default", "none")
     contiguous = array.flags.c_contiguous and array.dtype.isnative
     with tifffile.TiffWriter(file, bigtiff=array.nbytes > BIGTIFF_BYTES, ome=ome, shaped=not ome) as writer:

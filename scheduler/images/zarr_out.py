@@ -16,7 +16,7 @@ from scheduler.images.atomic import atomic_file, partial_path, refuse_existing, 
 from scheduler.images.errors import OutputError
 from scheduler.images.ngff import VERSIONS, image_attributes, ome_attributes
 from scheduler.images.options import WriteOptions
-from scheduler.images.stack import PhysicalSize
+from scheduler.images.stack import StackMetadata
 
 _CHUNK_BYTES = 1 << 20  # several small planes share a chunk of about this size
 _CHUNK_EDGE = 1024
@@ -27,14 +27,15 @@ _AVERAGED = frozenset({"uint8", "int8", "uint16", "int16", "float16", "float32",
 def write_image(
     path: Path,
     array: np.ndarray[Any, Any],
+    metadata: StackMetadata,
     options: WriteOptions,
     *,
-    physical_size_um: PhysicalSize | None,
-    channel_name: str | None,
-    provenance: Mapping[str, Any],
     overwrite: bool,
 ) -> None:
-    """Write `array` [Z, Y, X] as an image group, which is renamed to `path` when it is complete."""
+    """Write `array` [Z, Y, X] as an image group, which is renamed to `path` when it is complete.
+
+    An image that is overwritten is renamed away first: for an instant there is none.
+    """
     refuse_existing(path, overwrite=overwrite)
     levels = list(pyramid(array, options.levels))
     attributes = image_attributes(
@@ -42,27 +43,26 @@ def write_image(
         path.name.partition(".")[0],
         axes="zyx",
         levels=level_scales(len(levels), 3),
-        physical_size_um=physical_size_um,
-        channel_names=[channel_name] if channel_name else [],
+        physical_size_um=metadata.physical_size_um,
+        channel_names=[metadata.channel_name] if metadata.channel_name else [],
         value_range=_value_range(array),
-        provenance=provenance,
+        provenance=metadata.provenance,
     )
     with _building(path.parent) as partial:
         write_group(partial, options.zarr_version, attributes)
         for index, level in enumerate(levels):
             _new_array(partial, index, level.shape, level.dtype, options, "zyx")[...] = level
-        refuse_existing(path, overwrite=overwrite)
-        _put(partial, path)
+        _put(partial, path, overwrite=overwrite)
 
 
 def write_channel(
     path: Path,
     array: np.ndarray[Any, Any],
+    metadata: StackMetadata,
     options: WriteOptions,
     *,
     channel: int,
     channels: int,
-    provenance: Mapping[str, Any],
     overwrite: bool,
 ) -> None:
     """Write `array` [Z, Y, X] as channel `channel` of `channels` of the image group at `path`, which exists.
@@ -88,11 +88,10 @@ def write_channel(
             _share_metadata(partial / str(index), path / str(index))
             chunks = _channel_folder(path, index, channel, version)
             chunks.parent.mkdir(exist_ok=True)
-            if index == 0:
-                refuse_existing(chunks, overwrite=overwrite)
-            _put(_channel_folder(partial, index, channel, version), chunks)
+            # what an attempt that was killed left of the smaller levels is no result
+            _put(_channel_folder(partial, index, channel, version), chunks, overwrite=overwrite or index > 0)
     with atomic_file(path / f"provenance-c{channel}.json", overwrite=True) as file:
-        file.write(json.dumps(dict(provenance), indent=1, default=str).encode())
+        file.write(json.dumps(dict(metadata.provenance), indent=1, default=str).encode())
 
 
 def check_zarr(array: np.ndarray[Any, Any]) -> None:
@@ -150,19 +149,24 @@ def pyramid(array: np.ndarray[Any, Any], levels: int) -> Iterator[np.ndarray[Any
     """
     yield array
     for _ in range(levels - 1):
-        _, height, width = array.shape
+        depth, height, width = array.shape
         if min(height, width) < 2:
             return
-        even = array[:, : height // 2 * 2, : width // 2 * 2]
-        if array.dtype.name in _AVERAGED:
-            # float32 holds the sum of four 16-bit integers exactly
-            exact = np.float64 if array.dtype == np.float64 else np.float32
-            rows = np.add(even[:, ::2], even[:, 1::2], dtype=exact)
-            mean = (rows[:, :, ::2] + rows[:, :, 1::2]) / exact(4)
-            array = (np.rint(mean) if array.dtype.kind in "iu" else mean).astype(array.dtype)
-        else:
-            array = even[:, ::2, ::2]
+        smaller = np.empty((depth, height // 2, width // 2), array.dtype)
+        for z in range(depth):
+            smaller[z] = _halved(array[z, : height // 2 * 2, : width // 2 * 2])
+        array = smaller
         yield array
+
+
+def _halved(plane: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if plane.dtype.name not in _AVERAGED:
+        return plane[::2, ::2]
+    # float32 holds the sum of four 16-bit integers exactly
+    exact = np.float64 if plane.dtype == np.float64 else np.float32
+    rows = np.add(plane[::2], plane[1::2], dtype=exact)
+    mean = (rows[:, ::2] + rows[:, 1::2]) / exact(4)
+    return np.asarray(np.rint(mean) if plane.dtype.kind in "iu" else mean)
 
 
 def level_scales(levels: int, ndim: int) -> list[list[float]]:
@@ -251,8 +255,8 @@ def _building(parent: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _put(partial: Path, path: Path) -> None:
-    """Rename a complete folder to `path`; what was there goes."""
+def _put(partial: Path, path: Path, *, overwrite: bool) -> None:
+    """Flush a complete folder to the disk and rename it to `path`."""
     for folder, _, names in os.walk(partial):
         for name in names:
             descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
@@ -261,6 +265,7 @@ def _put(partial: Path, path: Path) -> None:
             finally:
                 os.close(descriptor)
         sync_folder(Path(folder))
+    refuse_existing(path, overwrite=overwrite)
     if os.path.lexists(path):
         aside = partial_path(path)
         os.rename(path, aside)
@@ -270,5 +275,6 @@ def _put(partial: Path, path: Path) -> None:
         else:
             aside.unlink()
     else:
+        # fails if another folder has come meanwhile
         os.rename(partial, path)
     sync_folder(path.parent)

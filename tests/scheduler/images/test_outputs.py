@@ -24,6 +24,7 @@ from scheduler.images.outputs import (
     write_stack,
 )
 from scheduler.images.sources import find_stacks, read_stack
+from scheduler.images.stack import StackMetadata
 
 FIELDS = {"well": "A01", "site": "1", "channel": "2"}
 
@@ -315,7 +316,7 @@ def test_a_full_disk_is_an_oserror_that_says_so():
         open("/dev/full", "wb", buffering=0) as full,
         pytest.raises(OSError, match="No space left") as caught,
     ):
-        tiff_out.write_tiff(full, stack, "tiff", "a", None, None, {})
+        tiff_out.write_tiff(full, stack, "tiff", StackMetadata(), name="a")
     assert caught.value.errno == errno.ENOSPC
 
 
