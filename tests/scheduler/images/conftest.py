@@ -1,6 +1,11 @@
 """Small stacks on disk, in the ways in which microscopes and programs write them."""
 
-from collections.abc import Callable
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,3 +44,39 @@ def plate(tmp_path: Path, pixels: Callable[..., np.ndarray]) -> tuple[Path, dict
         for z, plane in enumerate(stack):
             tifffile.imwrite(folder / f"{well}_s1_z{z:02d}_c{channel}.tif", plane)
     return folder, stacks
+
+
+@dataclass(frozen=True, slots=True)
+class Unprivileged:
+    """A folder that may be read and not written; root would be let in everywhere, so it acts as nobody."""
+
+    folder: Path
+    uid: int
+
+    @contextlib.contextmanager
+    def as_owner(self) -> Iterator[None]:
+        """Whoever runs the tests again, with the folder open for writing."""
+        os.seteuid(self.uid)
+        self.folder.chmod(0o755)
+        yield
+        self.folder.chmod(0o555)
+        if self.uid == 0:
+            os.seteuid(65534)
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Unprivileged]:
+    # pytest's own folders are closed to other users
+    folder, uid = Path(tempfile.mkdtemp()), os.geteuid()
+    held = Unprivileged(folder, uid)
+    folder.chmod(0o555)
+    if uid == 0:
+        os.seteuid(65534)
+    try:
+        yield held
+    finally:
+        os.seteuid(uid)
+        folder.chmod(0o755)
+        for path in folder.iterdir():
+            path.chmod(0o755)
+        shutil.rmtree(folder)

@@ -273,3 +273,18 @@ def test_missing_planes_of_one_file_leave_the_others(tmp_path, pixels):
 )
 def test_micrometres(value, unit, expected):
     assert micrometres(value, unit) == (None if expected is None else pytest.approx(expected))
+
+
+def test_one_page_in_a_pattern_of_planes_is_a_plane_whatever_its_xml_claims(tmp_path, pixels):
+    data = pixels((2, 4, 5))
+    size = 'SizeC="1" SizeZ="9" PhysicalSizeX="0.5" PhysicalSizeY="0.5"'
+    xml = ome_xml(size, '<Channel Name="DAPI"/><TiffData/>')
+    for z in range(2):
+        tifffile.imwrite(tmp_path / f"z{z}.tif", data[z], description=xml, metadata=None)
+    (source,) = find_stacks(tmp_path, "z{z}.tif")
+    assert (source.physical_size_um, source.channel_name) == ((None, 0.5, 0.5), "DAPI")
+    out = np.empty(source.shape, source.dtype)
+    read_stack(source, out)
+    np.testing.assert_array_equal(out, data)
+    with pytest.raises(InputError, match=r"claims 9 planes \(T 1, C 1, Z 9\), the file holds 1"):
+        find_stacks(tmp_path, "{name}.tif")

@@ -366,11 +366,15 @@ def test_an_output_folder_that_is_a_file(tmp_path):
         check_output_folder(tmp_path / "out" / "deeper")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_output_folder_without_permission(tmp_path):
-    tmp_path.chmod(0o555)
+def test_an_output_folder_without_permission(unprivileged, pixels):
     with pytest.raises(OutputError, match="can't be written: Permission denied"):
-        check_output_folder(tmp_path / "out")
+        check_output_folder(unprivileged.folder)
+    with pytest.raises(OutputError, match="can't be written: Permission denied"):
+        check_output_folder(unprivileged.folder / "new")
+    for format in ("tiff", "ome-zarr"):
+        with pytest.raises(PermissionError):
+            write_stack(unprivileged.folder / "a", pixels((1, 2, 3)), format=format)
+    assert list(unprivileged.folder.iterdir()) == []
 
 
 def test_an_output_folder_that_the_system_keeps():

@@ -111,10 +111,11 @@ def test_an_empty_folder(tmp_path):
         find_stacks(tmp_path, PATTERN)
 
 
-def test_stack_along_must_be_known(plate):
+@pytest.mark.parametrize(("along", "meant"), [("zz", "did you mean .z."), ("image", "did you mean .time.")])
+def test_stack_along_must_be_known(plate, along, meant):
     folder, _ = plate
-    with pytest.raises(InputError, match=r"'zz' is no field of the pattern.*did you mean 'z'"):
-        find_stacks(folder, PATTERN, stack_along="zz")
+    with pytest.raises(InputError, match=rf"'{along}' is no field of the pattern.*{meant}"):
+        find_stacks(folder, PATTERN, stack_along=along)
 
 
 def test_a_selection_that_leaves_nothing(plate):
@@ -362,3 +363,17 @@ def test_links_that_lead_nowhere(plate, target, message):
     (folder / "A01_s1_z01_c1.tif").symlink_to(folder / target)
     with pytest.raises(ImageError, match=rf"A01_s1_z01_c1.tif: can't be read: {message}"):
         read(find_stacks(folder, PATTERN)[0])
+
+
+def test_files_and_folders_that_may_not_be_read(unprivileged, pixels):
+    stack = pixels((2, 4, 5))
+    with unprivileged.as_owner():
+        for z in range(2):
+            tifffile.imwrite(unprivileged.folder / f"z{z}.tif", stack[z])
+        (unprivileged.folder / "z1.tif").chmod(0)
+        (unprivileged.folder / "closed").mkdir(mode=0)
+    (source,) = find_stacks(unprivileged.folder, "z{z}.tif")
+    with pytest.raises(ImageError, match=r"z1.tif: can't be read: Permission denied"):
+        read(source)
+    with pytest.raises(InputError, match=r"can't list input folder .*: Permission denied"):
+        find_stacks(unprivileged.folder, "closed/z{z}.tif")
