@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from scheduler.core.policy import OnPressure
+
 app = typer.Typer(
     name="stackyard",
     no_args_is_help=True,
@@ -177,3 +179,36 @@ def report(
     from scheduler.screens.report.command import report_command
 
     report_command(run_folder, output, debug=debug)
+
+
+@app.command()
+def simulate(
+    trace: Annotated[Path, typer.Argument(help="A trace (.json), or a mix to draw one from (.yaml).")],
+    seed: Annotated[int, typer.Option(help="The same seed draws the same jobs from a mix.", min=0)] = 0,
+    jobs: Annotated[int | None, typer.Option(help="How many jobs to draw.", min=1)] = None,
+    hogs: Annotated[bool, typer.Option(help="Programs of others come and go on the GPUs.")] = False,
+    exact: Annotated[bool, typer.Option(help="Declared footprints are the true ones.")] = False,
+    on_pressure: Annotated[OnPressure, typer.Option()] = OnPressure.EARLIEST_FINISH,
+    baselines: Annotated[bool, typer.Option(help="Run the simple schedulers too.")] = True,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Replay a workload on a described cluster of any size, in virtual time.
+
+    The dispatcher is the one that runs jobs for real.
+
+    Example: stackyard simulate configs/simulation/mixed.yaml --jobs 500 --hogs
+    """
+    from scheduler.screens.simulate_command import simulate_command
+
+    simulate_command(
+        trace,
+        seed=seed,
+        jobs=jobs,
+        hogs=hogs,
+        exact=exact,
+        on_pressure=on_pressure,
+        baselines=baselines,
+        as_json=as_json,
+        debug=debug,
+    )
