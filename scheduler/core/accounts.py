@@ -6,6 +6,8 @@ from scheduler.core.model import Device, DeviceKind, DeviceSnapshot, DeviceView
 from scheduler.core.queues import FamilyQueues, FitQueue
 from scheduler.core.records import Group, JobRecord
 
+UNLIMITED = 1 << 62
+
 
 class DeviceClass:
     """Devices of equal kind, model and capacity: a group's options are the same on all of them.
@@ -29,16 +31,23 @@ class DeviceClass:
         self.restricted: dict[int, Group] = {}
         self.warm: dict[str, dict[int, Group]] = {}
         self._available: int | None = None
+        self._host_capacity: int | None = None
 
     def available(self) -> int:
         """The most bytes that a job could get here now if all our own jobs ended: what strangers leave."""
         if self._available is None:
-            self._available = max((account.available for account in self.accounts), default=-1)
+            self._available = max((a.available for a in self.accounts if a.slots), default=-1)
         return self._available
+
+    def host_capacity(self) -> int:
+        """The most host memory that a job alone could have beside a device of this class."""
+        if self._host_capacity is None:
+            self._host_capacity = max((account.host.capacity for account in self.accounts), default=0)
+        return self._host_capacity
 
     def strangers_moved(self) -> None:
         """What a device offers has changed for another reason than our own reservations."""
-        self._available = None
+        self._available = self._host_capacity = None
 
 
 class HostAccount:
@@ -53,9 +62,14 @@ class HostAccount:
         self.starved = False
 
     @property
+    def capacity(self) -> int:
+        """Host bytes that a job alone could have."""
+        return self.cpu.cls.capacity if self.cpu is not None else UNLIMITED
+
+    @property
     def free(self) -> int:
         """Host bytes that can be promised; without an account of the host nothing limits them."""
-        return self.cpu.free if self.cpu is not None else 1 << 62
+        return self.cpu.free if self.cpu is not None else UNLIMITED
 
 
 class DeviceAccount:

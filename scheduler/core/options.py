@@ -13,7 +13,7 @@ from scheduler.core.records import Group, Option
 
 
 def find_options(
-    group: Group, classes: list[DeviceClass], estimates: Estimates, host_capacity: int
+    group: Group, classes: list[DeviceClass], estimates: Estimates
 ) -> dict[int, tuple[Option, ...]]:
     """Options by class index, in the order of the plans; empty if the group can never run.
 
@@ -24,10 +24,10 @@ def find_options(
     split = tuple(plan for plan in group.plans if plan.split is not None)
     gpus = [cls for cls in classes if not cls.is_cpu]
     cpus = [cls for cls in classes if cls.is_cpu]
-    found = _options_on(group, gpus, whole, estimates, host_capacity)
-    found = found or _options_on(group, gpus, split, estimates, host_capacity)
-    on_cpu = _options_on(group, cpus, whole, estimates, host_capacity)
-    on_cpu = on_cpu or _options_on(group, cpus, split, estimates, host_capacity)
+    found = _options_on(group, gpus, whole, estimates)
+    found = found or _options_on(group, gpus, split, estimates)
+    on_cpu = _options_on(group, cpus, whole, estimates)
+    on_cpu = on_cpu or _options_on(group, cpus, split, estimates)
     return {**found, **on_cpu}
 
 
@@ -36,7 +36,6 @@ def _options_on(
     classes: list[DeviceClass],
     plans: tuple[JobPlan, ...],
     estimates: Estimates,
-    host_capacity: int,
 ) -> dict[int, tuple[Option, ...]]:
     found: dict[int, tuple[Option, ...]] = {}
     squeezed: dict[int, tuple[Option, ...]] = {}
@@ -45,7 +44,7 @@ def _options_on(
             continue
         options: list[Option] = []
         for index, plan in enumerate(plans):
-            option = _option(group, cls, plan, index, estimates, host_capacity)
+            option = _option(group, cls, plan, index, estimates)
             if option is not None and (not options or option.need < options[-1].need):
                 options.append(option)
         if options:
@@ -55,9 +54,7 @@ def _options_on(
     return found or squeezed
 
 
-def _option(
-    group: Group, cls: DeviceClass, plan: JobPlan, index: int, estimates: Estimates, host_capacity: int
-) -> Option | None:
+def _option(group: Group, cls: DeviceClass, plan: JobPlan, index: int, estimates: Estimates) -> Option | None:
     if cls.kind not in plan.device_kinds:
         return None
     family, kind = group.family, group.kind
@@ -67,6 +64,7 @@ def _option(
     if cls.is_cpu:
         need, least = host_need, host_least
     else:
+        host_capacity = _host_capacity(group, cls)
         if host_least > host_capacity:
             return None
         host_need = min(host_need, host_capacity)
@@ -95,34 +93,38 @@ def _option(
     )
 
 
-def too_large_for_gpus(
-    group: Group, classes: list[DeviceClass], estimates: Estimates, host_capacity: int
-) -> str:
+def _host_capacity(group: Group, cls: DeviceClass) -> int:
+    """The most host memory that there is beside a device of this class that the group may use."""
+    if not group.restricted:
+        return cls.host_capacity()
+    return max((a.host.capacity for a in cls.accounts if group.permits(a.device.uuid)), default=0)
+
+
+def too_large_for_gpus(group: Group, classes: list[DeviceClass], estimates: Estimates) -> str:
     """The figures, if the group has plans for GPUs that are here and fits on none of them; else ""."""
     kinds = {cls.kind for cls in classes if not cls.is_cpu}
     plans = tuple(plan for plan in group.plans if not kinds.isdisjoint(plan.device_kinds))
     if not plans or any(not classes[index].is_cpu for index in group.options):
         return ""
-    return _why_no_plan(group, plans, classes, estimates, host_capacity)
+    return _why_no_plan(group, plans, classes, estimates)
 
 
 def why_impossible(
     group: Group,
     classes: list[DeviceClass],
     estimates: Estimates,
-    host_capacity: int,
     on_pressure: OnPressure = OnPressure.EARLIEST_FINISH,
 ) -> str:
     """Why no device could ever run this group, with the figures of each plan."""
     if not classes:
         return "no device has joined"
     if on_pressure.keeps_off_cpu:
-        figures = too_large_for_gpus(group, classes, estimates, host_capacity)
+        figures = too_large_for_gpus(group, classes, estimates)
         if figures:
             return (
                 f"can never fit: {figures}; on_pressure is {on_pressure.value}, so the CPU isn't used instead"
             )
-    lines = _why_no_plan(group, group.plans, classes, estimates, host_capacity)
+    lines = _why_no_plan(group, group.plans, classes, estimates)
     return f"can never fit: {lines}" if lines else "it has no plan at all"
 
 
@@ -131,7 +133,6 @@ def _why_no_plan(
     plans: Sequence[JobPlan],
     classes: list[DeviceClass],
     estimates: Estimates,
-    host_capacity: int,
 ) -> str:
     lines = []
     for plan in plans:
@@ -165,6 +166,6 @@ def _why_no_plan(
         else:
             lines.append(
                 f"{plan.name} needs {gib(host_need)} of host memory beside the device, and a host has "
-                f"{gib(max(0, host_capacity))} at most"
+                f"{gib(max(0, _host_capacity(group, largest.cls)))} at most"
             )
     return "; ".join(lines)

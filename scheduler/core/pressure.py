@@ -61,12 +61,25 @@ def _why_cpu(state: State, group: Group, option: Option) -> str:
 
 
 def worth_it(state: State, group: Group, option: Option) -> bool:
-    """False if a faster class of devices would finish the job earlier than this one, the queue ahead
-    included.
+    """False if a faster class of devices would finish the job earlier than this one, the queue included.
+
+    Only classes count that will have room for it: else it would wait for what never comes.
     """
-    if option.seconds <= group.best_seconds or state.policy.reproducible:
+    if option.seconds <= group.best_seconds or not option.measured or state.policy.reproducible:
         return True
-    return option.seconds <= max(state.drain_seconds(), group.best_seconds)
+    best = min(
+        (
+            choices[0].seconds
+            for index, choices in group.options.items()
+            if choices[0].measured and _will_have_room(state.classes[index], choices[0], group)
+        ),
+        default=option.seconds,
+    )
+    return option.seconds <= max(state.drain_seconds(), best)
+
+
+def _will_have_room(cls: DeviceClass, option: Option, group: Group) -> bool:
+    return not cls.is_cpu and not group.restricted and cls.available() >= option.need
 
 
 def why_not_cpu(state: State, group: Group, cpu: DeviceClass) -> str | None:

@@ -14,7 +14,6 @@ from scheduler.core.options import find_options, too_large_for_gpus
 from scheduler.core.policy import Policy
 from scheduler.core.records import Cohort, Group, JobRecord, Option
 
-UNLIMITED = 1 << 62
 _GroupKey = tuple[str, int, frozenset[str] | None, frozenset[str]]
 
 
@@ -55,7 +54,7 @@ class State:
         self.running_share = 0.0
         self.running_ends = 0.0
         self.gpus = 0
-        self.host_capacity = UNLIMITED
+        self.topology = 0
         self.held = ""
         self.stopped = ""
 
@@ -87,9 +86,10 @@ class State:
             host.cpu = account
         else:
             self.gpus += 1
-        accounted = [h.cpu.cls.capacity for h in self.hosts.values() if h.cpu is not None]
-        self.host_capacity = max(accounted) if len(accounted) == len(self.hosts) else UNLIMITED
-        if is_new_class:
+        for other in host.devices:
+            other.cls.strangers_moved()
+        self.topology += 1
+        if is_new_class or account.cls.is_cpu:
             for group in list(self.waiting_groups()):
                 self.enqueue(group)
         return account
@@ -159,7 +159,7 @@ class State:
         """Give a group its options and its places in the queues; False if it can run nowhere, ever."""
         group.version += 1
         self._forget(group)
-        estimated = (self.estimates.version(group.family), len(self.classes))
+        estimated = (self.estimates.version(group.family), self.topology)
         if group.estimated != estimated or group.restricted:
             group.estimated = estimated
             self._estimate(group)
@@ -176,7 +176,7 @@ class State:
         return group.queued
 
     def _estimate(self, group: Group) -> None:
-        options = group.options = find_options(group, self.classes, self.estimates, self.host_capacity)
+        options = group.options = find_options(group, self.classes, self.estimates)
         if self.policy.on_pressure.keeps_off_cpu and not group.rung and self.why_on_cpu(group):
             options = {}
         if self.policy.reproducible:
@@ -193,14 +193,14 @@ class State:
         area = min((max(1e-9, options[i][0].share * options[i][0].seconds) for i in on_gpu), default=0.0)
         self.backlog += group.count * (area - group.area)
         group.area = area
-        group.best_seconds = min((choices[0].seconds for choices in options.values()), default=0.0)
+        group.best_seconds = min((options[i][0].seconds for i in on_gpu), default=0.0)
 
     def why_on_cpu(self, group: Group) -> str:
         """The figures, if only the CPU can run a group that is too large for the GPUs that are here.
 
         Else "".
         """
-        return too_large_for_gpus(group, self.classes, self.estimates, self.host_capacity)
+        return too_large_for_gpus(group, self.classes, self.estimates)
 
     def _insert(self, group: Group, cls: DeviceClass, has_gpu: bool) -> None:
         choices = group.options[cls.index]
