@@ -175,19 +175,19 @@ class ArrayPool:
 
     def _block(self, nbytes: int, shape: tuple[int, ...], dtype: Any, holder: Holder) -> Block:
         size = self._store.size(nbytes)
-        self.check_process()
+        if getpid() != self._pid:
+            self.check_process()
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"the {self.memory_type} pool on {self.device} is closed")
-            self._drain()
+            if self._returned:
+                self._drain()
             block = self._idle.take(size)
             if block is None and nbytes != size:
                 block = self._idle.take(nbytes)
             if block is not None:
                 self._hits += 1
-                self._note_lent(block)
-                block.lend(shape, dtype, holder)
-                return block
+                return self._lend(block, shape, dtype, holder)
             self._misses += 1
         granted = self._room(size, nbytes)
         if not granted:
@@ -198,9 +198,7 @@ class ArrayPool:
             self.budget.give(granted)
             raise
         with self._lock:
-            self._note_lent(block)
-            block.lend(shape, dtype, holder)
-        return block
+            return self._lend(block, shape, dtype, holder)
 
     def _room(self, size: int, nbytes: int) -> int:
         """Take `size` bytes of the budget, or as few as will do; 0 if no idle memory is left to give."""
@@ -283,16 +281,25 @@ class ArrayPool:
             if self._closed or not self._store.recycles:
                 self._free(block)
                 continue
-            self._store.returned(block)
+            if self._store.marks_work:
+                self._store.returned(block)
             self._idle.add(block)
             if self._idle.nbytes > self.idle_limit:
                 self._free_oldest(self._idle.nbytes - self.idle_limit)
 
-    def _note_lent(self, block: Block) -> None:
+    def _lend(self, block: Block, shape: tuple[int, ...], dtype: Any, holder: Holder) -> Block:
+        """Note a new lease. Called under the lock."""
+        block.exports = 1
+        block.shape = shape
+        block.dtype = dtype
+        block.holder = holder
+        block.since = monotonic()
+        block.ended = False
         self._lent.add(block)
         self._bytes_lent += block.nbytes
         if self._bytes_lent > self._bytes_peak:
             self._bytes_peak = self._bytes_lent
+        return block
 
     def _free_oldest(self, nbytes: int) -> int:
         """Free idle blocks until `nbytes` are freed. Called under the lock: none is lent meanwhile."""

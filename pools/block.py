@@ -1,6 +1,5 @@
 """One buffer of a pool, and who has it."""
 
-from time import monotonic
 from typing import Any
 
 from pools.holder import Holder
@@ -31,13 +30,4 @@ class Block:
         self.dtype: Any = None
         self.holder: Holder = (None, None)
         self.since = 0.0
-        self.ended = False
-
-    def lend(self, shape: tuple[int, ...], dtype: Any, holder: Holder) -> None:
-        """Note a new lease. Called under the pool's lock."""
-        self.exports = 1
-        self.shape = shape
-        self.dtype = dtype
-        self.holder = holder
-        self.since = monotonic()
         self.ended = False

@@ -10,6 +10,12 @@ from pools.block import Block
 from pools.store import Released, Store, wait_for_host_work
 
 
+class LentBuffer(HostBuffer):
+    """The owner behind one lent array; what NumPy reads of it is written down once for each block."""
+
+    __slots__ = ("__array_interface__",)
+
+
 class HostStore(Store):
     """NumPy arrays in memory from the system, with huge pages unless they are not wanted."""
 
@@ -17,14 +23,18 @@ class HostStore(Store):
         self.huge_pages = huge_pages
 
     def allocate(self, nbytes: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Block:  # noqa: ARG002
-        memory = HostBlock(nbytes, huge_pages=self.huge_pages)
-        return Block(nbytes, memory.address, memory)
+        return host_block(HostBlock(nbytes, huge_pages=self.huge_pages))
 
     def owner(self, block: Block, released: Released, *, frozen: bool) -> HostBuffer:
-        return HostBuffer(block, frozen=frozen, on_release=released)
+        owner = LentBuffer(block, frozen=frozen, on_release=released)
+        _, interface = block.memory
+        if frozen:
+            interface = interface | {"data": (block.address, True)}
+        owner.__array_interface__ = interface  # type: ignore[misc]  # a slot over the base's property
+        return owner
 
     def lend(self, owner: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        # the owner's own `array` checks again what the pool knows
+        # NumPy keeps the plain bytes, and with them the owner, as the base of every view
         return np.ndarray(shape, dtype, np.asarray(owner))
 
     def wait(self) -> None:
@@ -49,4 +59,10 @@ class HostTensorStore(HostStore):
         refusal = self._backend.dtype_refusal(dtype.name if dtype.isnative else dtype.str)
         if refusal is not None:
             raise TypeError(refusal)
-        return self._backend.lend(owner.array(shape, dtype), "cpu")
+        return self._backend.lend(super().lend(owner, shape, dtype), "cpu")
+
+
+def host_block(memory: Any) -> Block:
+    """A block over a `HostBlock`, or over what keeps one."""
+    interface = {"data": (memory.address, False), "shape": (memory.nbytes,), "typestr": "|u1", "version": 3}
+    return Block(memory.nbytes, memory.address, (memory, interface))

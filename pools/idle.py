@@ -1,6 +1,5 @@
 """The idle buffers of a pool, by size and by when they were last used."""
 
-from collections import OrderedDict
 from time import monotonic
 
 from pools.block import Block
@@ -17,7 +16,7 @@ class IdleBlocks:
     __slots__ = ("_by_age", "_by_size", "nbytes")
 
     def __init__(self) -> None:
-        self._by_age: OrderedDict[Block, None] = OrderedDict()
+        self._by_age: dict[Block, None] = {}
         self._by_size: dict[int, list[Block]] = {}
         self.nbytes = 0
 
@@ -38,32 +37,31 @@ class IdleBlocks:
 
     def take(self, nbytes: int) -> Block | None:
         """The most recently used block of exactly this size; None if there is none that is ready."""
-        blocks = self._by_size.get(nbytes)
-        if not blocks:
+        same = self._by_size.get(nbytes)
+        if not same:
             return None
-        for block in reversed(blocks):
-            if block.pending is None or block.pending():
-                block.pending = None
-                self.remove(block)
-                return block
-        return None
+        if same[-1].pending is None:
+            block = same.pop()
+        else:
+            ready = next((index for index in reversed(range(len(same))) if _is_ready(same[index])), None)
+            if ready is None:
+                return None
+            block = same.pop(ready)
+            block.pending = None
+        del self._by_age[block]
+        self.nbytes -= nbytes
+        return block
 
     def oldest(self) -> Block | None:
         """The block that was used least recently and has no work under way, still kept."""
-        for block in self._by_age:
-            if block.pending is None or block.pending():
-                return block
-        return None
+        return next(filter(_is_ready, self._by_age), None)
 
     def remove(self, block: Block) -> None:
-        """Forget a block that is to be lent or freed."""
-        nbytes = block.nbytes
-        same = self._by_size[nbytes]
-        if same[-1] is block:
-            same.pop()
-        else:
-            same.remove(block)
-        if not same:
-            del self._by_size[nbytes]
+        """Forget a block that is to be freed."""
         del self._by_age[block]
-        self.nbytes -= nbytes
+        self._by_size[block.nbytes].remove(block)
+        self.nbytes -= block.nbytes
+
+
+def _is_ready(block: Block) -> bool:
+    return block.pending is None or bool(block.pending())

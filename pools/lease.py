@@ -69,18 +69,18 @@ class Lease:
         return self._array is None
 
     def __enter__(self) -> Any:
-        return self.array
+        return self.array if self._array is None else self._array
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end()
-
-    def end(self) -> None:
-        """End the lease without insisting: what still sees the array keeps the buffer; again is fine."""
         if self._array is not None:
             self._block.ended = True
             self._array = None
+
+    def end(self) -> None:
+        """End the lease without insisting: what still sees the array keeps the buffer; again is fine."""
+        self.__exit__(None, None, None)
 
     def release(self, timeout_s: float = 1.0) -> None:
         """Wait for device and asynchronous CPU work, then give the buffer back for certain.

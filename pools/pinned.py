@@ -7,7 +7,7 @@ import numpy as np
 from memcore.backend import Backend
 from memcore.host import MAPPED_FROM, HostBlock, HostBuffer
 from pools.block import Block
-from pools.host_store import HostStore
+from pools.host_store import HostStore, host_block
 from pools.store import Released
 
 PAGE: Final = 4096
@@ -23,6 +23,8 @@ class PinnedStore(HostStore):
     buffer is lent again only when the work is done that its streams had when the last alias died.
     """
 
+    marks_work = True
+
     def __init__(self, backend: Backend, gpu_id: int) -> None:
         super().__init__(huge_pages=False)
         self._backend = backend
@@ -36,8 +38,7 @@ class PinnedStore(HostStore):
         return self.size(nbytes)
 
     def allocate(self, nbytes: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Block:  # noqa: ARG002
-        memory = _Pinned(self._backend, self._gpu_id, HostBlock(nbytes, huge_pages=False))
-        return Block(nbytes, memory.block.address, memory)
+        return host_block(_Pinned(self._backend, self._gpu_id, HostBlock(nbytes, huge_pages=False)))
 
     def owner(self, block: Block, released: Released, *, frozen: bool) -> HostBuffer:
         stream = self._backend.current_stream(self._gpu_id)
@@ -60,15 +61,16 @@ class PinnedStore(HostStore):
 class _Pinned:
     """Pages that are unlocked before they are unmapped, when the device has done with them."""
 
-    __slots__ = ("_backend", "_gpu_id", "block")
+    __slots__ = ("_backend", "_block", "_gpu_id", "address", "nbytes")
 
     def __init__(self, backend: Backend, gpu_id: Any, block: HostBlock) -> None:
         backend.pin(block.address, block.nbytes)
-        self.block = block
+        self.address, self.nbytes = block.address, block.nbytes
+        self._block = block
         self._backend = backend
         self._gpu_id = gpu_id
 
     def __del__(self) -> None:
-        if hasattr(self, "block"):  # else pinning has failed
+        if hasattr(self, "_block"):  # else pinning has failed
             self._backend.synchronize(self._gpu_id)
-            self._backend.unpin(self.block.address)
+            self._backend.unpin(self.address)

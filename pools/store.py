@@ -22,7 +22,8 @@ class Store(ABC):
     """Allocates, lends and frees the blocks of one memory type on one device; the pool decides when."""
 
     recycles = True
-    """Whether a block that nothing sees any more can be lent again."""
+    marks_work = False
+    """Whether a block that nothing sees any more can be lent again, and whether `returned` is to be told."""
 
     lease_type = Lease
 
