@@ -10,6 +10,7 @@ stacks: multi-page TIFF, ImageJ, or OME-TIFF by its axes. Axes of a file that ar
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -33,6 +34,8 @@ from scheduler.images.planes import group_planes
 from scheduler.images.stack import PhysicalSize, PlaneRef, StackSource
 
 __all__ = ["PhysicalSize", "PlaneRef", "StackSource", "find_stacks", "read_stack"]
+
+_UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def find_stacks(
@@ -129,8 +132,15 @@ def _matching_files(folder: Path, pattern: Pattern) -> list[tuple[str, dict[str,
         names = [] if files else sorted((entry.name for entry in folder.iterdir()), key=natural_key)
     except OSError as error:
         raise InputError(f"can't list input folder {folder}: {error.strerror}: {error.filename}") from error
+    for relative, _ in files:
+        # they would go into outputs' names, the journal and the terminal
+        if _UNUSABLE.search(relative):
+            raise InputError(
+                f"the name {relative!a} in {folder} has control characters or isn't UTF-8; rename it"
+            )
     if not files:
-        there = f"it holds {', '.join(names[:4])}{' …' * (len(names) > 4)}" if names else "it is empty"
+        shown = _UNUSABLE.sub("\ufffd", ", ".join(names[:4]))
+        there = f"it holds {shown}{' …' * (len(names) > 4)}" if names else "it is empty"
         raise InputError(f"nothing in {folder} matches the pattern {pattern.text!r}; {there}")
     return files
 

@@ -90,7 +90,7 @@ def _count_pages(file: tifffile.TiffFile, path: str, name: str) -> int:
         raise OmeXmlError(f"its OME-XML places planes in {name!r}, which isn't beside it")
     beside = Path(path).with_name(name)
     if not beside.exists():
-        raise OmeXmlError(f"its OME-XML places planes in {name}, which isn't there")
+        raise OmeXmlError(f"its OME-XML places planes in {name!r}, which isn't there")
     with opened(beside) as other:
         return len(other.pages)
 

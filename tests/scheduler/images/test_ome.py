@@ -126,7 +126,7 @@ def test_a_set_with_a_file_missing(tmp_path, pixels):
     write_set(tmp_path, pixels((3, 4, 5)), ["a.ome.tif", "b.ome.tif", "c.ome.tif"])
     (tmp_path / "b.ome.tif").unlink()
     with pytest.raises(
-        InputError, match=r"a.ome.tif: its OME-XML places planes in b.ome.tif, which isn't there"
+        InputError, match=r"a.ome.tif: its OME-XML places planes in 'b.ome.tif', which isn't there"
     ):
         find_stacks(tmp_path, "{name}.ome.tif")
 

@@ -377,3 +377,22 @@ def test_files_and_folders_that_may_not_be_read(unprivileged, pixels):
         read(source)
     with pytest.raises(InputError, match=r"can't list input folder .*: Permission denied"):
         find_stacks(unprivileged.folder, "closed/z{z}.tif")
+
+
+@pytest.mark.parametrize(
+    "name", [b"\xff_z0.tif", b"a\x1b[31m_z0.tif", b"a\n_z0.tif", b"a\x7f_z0.tif", b"\xc2\x85_z0.tif"]
+)
+def test_names_that_no_journal_or_terminal_takes(tmp_path, name):
+    with open(os.path.join(os.fsencode(tmp_path), name), "wb"):
+        pass
+    with pytest.raises(
+        InputError, match=r"the name '.*' in .* has control characters or isn't UTF-8; rename it"
+    ) as caught:
+        find_stacks(tmp_path, "{name}_z{z}.tif")
+    assert str(caught.value).isprintable()
+
+
+def test_what_is_shown_of_a_folder_doesnt_reach_the_terminal_as_codes(tmp_path):
+    (tmp_path / "a\x1b[31m").touch()
+    with pytest.raises(InputError, match="it holds a\ufffd\\[31m"):
+        find_stacks(tmp_path, "{name}_z{z}.tif")
