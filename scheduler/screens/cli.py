@@ -165,6 +165,22 @@ def status(
 
 
 @app.command()
+def cancel(
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder, or an output folder for its newest run.")
+    ],
+    debug: Debug = False,
+) -> None:
+    """Ask a run to stop, from any shell that sees its folder; what is done is kept.
+
+    Example: stackyard cancel out/quickstart
+    """
+    from scheduler.screens.cancel_command import cancel_command
+
+    cancel_command(run_folder, debug=debug)
+
+
+@app.command()
 def report(
     run_folder: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run's folder, or an output folder for its newest run.")

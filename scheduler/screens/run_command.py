@@ -6,11 +6,13 @@ from rich.console import Console
 
 from scheduler.config import ConfigError, load_config
 from scheduler.execution.devices import DevicesError
+from scheduler.execution.status import RunStatus
 from scheduler.images.errors import InputError, OutputError
 from scheduler.screens.check import check_steps
 from scheduler.screens.consoles import output_console
 from scheduler.screens.exits import errors_as_messages, print_json, stop_on_signals
 from scheduler.screens.progress import progress_on
+from scheduler.screens.run_folder import CANCEL_FILE
 from scheduler.screens.summary import print_summary
 from scheduler.steps.errors import StepError
 
@@ -29,7 +31,14 @@ def run_command(path: Path, *, overwrite: bool, as_json: bool, quiet: bool, debu
         progress_on(errors, quiet=quiet) as progress,
         stop_on_signals(progress.say) as stop,
     ):
-        summary = run(config, overwrite=overwrite, on_status=progress.update, stop=stop)
+
+        def show(status: RunStatus) -> None:
+            progress.update(status)
+            if not stop.is_set() and Path(status.run_dir, CANCEL_FILE).exists():
+                progress.say("cancelled; what is done is kept")
+                stop.set()
+
+        summary = run(config, overwrite=overwrite, on_status=show, stop=stop)
     if as_json:
         print_json(summary.to_json())
     if summary.failures and (quiet or as_json):

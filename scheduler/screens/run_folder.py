@@ -6,6 +6,9 @@ from typing import Any
 
 from scheduler.execution.status import DeviceStatus, JobFailure, RunStatus, WaitingJob
 
+CANCEL_FILE = "cancel"
+"""A file of this name in a run's folder asks its driver to stop."""
+
 
 class RunFolderError(ValueError):
     """There is no run in a folder, or what is there can't be read."""
@@ -52,6 +55,11 @@ def read_status(run_dir: Path) -> RunStatus:
         raise RunFolderError(f"the run in {run_dir} has no status yet") from None
     except (ValueError, TypeError, KeyError) as error:
         raise RunFolderError(f"{path} can't be read: {error}") from error
+
+
+def is_going_on(status: RunStatus) -> bool:
+    """Whether the run hadn't ended when its driver wrote this."""
+    return status.state in ("running", "stopping")
 
 
 def read_failures(run_dir: Path) -> tuple[JobFailure, ...]:

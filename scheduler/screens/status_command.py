@@ -9,7 +9,7 @@ from rich.text import Text
 from scheduler.screens.consoles import output_console
 from scheduler.screens.exits import errors_as_messages, print_json
 from scheduler.screens.progress import draw_status, status_line
-from scheduler.screens.run_folder import RunFolderError, find_run, read_failures, read_status
+from scheduler.screens.run_folder import RunFolderError, find_run, is_going_on, read_failures, read_status
 from scheduler.screens.summary import draw_failures
 from scheduler.screens.words import duration_text, path_text
 
@@ -22,7 +22,7 @@ def status_command(path: Path, *, as_json: bool, debug: bool) -> None:
     with errors_as_messages(debug=debug, unusable=(RunFolderError,)):
         run_dir = find_run(path)
         status = read_status(run_dir)
-        going_on = status.state in ("running", "stopping")
+        going_on = is_going_on(status)
         # While the driver writes its journal nobody else opens it.
         failures = () if going_on else read_failures(run_dir)
         age_s = max(0.0, time.time() - (run_dir / "status.json").stat().st_mtime)

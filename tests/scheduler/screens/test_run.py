@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,23 @@ def test_what_the_run_is_given(config, ended):
     assert given.config_file == config
     assert (first["overwrite"], second["overwrite"]) == (True, False)
     assert not first["stop"].is_set()
+
+
+def test_cancelled_from_elsewhere(config, monkeypatch, status, tmp_path):
+    """The file that `stackyard cancel` leaves in the run's folder stops the run as Ctrl-C does."""
+    seen = []
+
+    def run(_config, *, on_status, stop, **_keywords):
+        for step in range(4):
+            if step == 2:
+                (tmp_path / "cancel").touch()
+            on_status(replace(status, run_dir=str(tmp_path)))
+            seen.append(stop.is_set())
+        return INTERRUPTED
+
+    monkeypatch.setattr("scheduler.execution.run.run", run)
+    assert invoke(config).exit_code == 130
+    assert seen == [False, False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,30 @@ def test_a_journal_that_is_none(tmp_path, status):
     assert "file is not a database" in result.stderr
 
 
+def cancel(*arguments: object):
+    return CliRunner().invoke(cli.app, ["cancel", *map(str, arguments)])
+
+
+def test_cancel_leaves_the_file_that_the_driver_looks_for(tmp_path, status):
+    run_dir = make_run(tmp_path / "out/.stackyard/1", status)
+    result = cancel(tmp_path / "out")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith("asked the run in ")
+    assert len(result.stdout.splitlines()) == 1
+    assert (run_dir / "cancel").exists()
+    long_ago = time.time() - 3600
+    os.utime(run_dir / "status.json", (long_ago, long_ago))
+    assert "no news of it for 1 h 00 min" in cancel(run_dir).stdout
+
+
+def test_a_run_that_has_ended_cannot_be_cancelled(tmp_path, status):
+    run_dir = make_run(tmp_path / "run", replace(status, state="done"))
+    result = cancel(run_dir)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "has ended: done" in result.stderr
+    assert not (run_dir / "cancel").exists()
+
+
 def test_no_run(tmp_path):
     result = invoke(str(tmp_path / "gone"))
     assert result.exit_code == 2
