@@ -15,6 +15,7 @@ from scheduler.steps.separable import (
     jax_separable,
     numpy_separable,
     pyclesperanto_separable,
+    tensorflow_pass_bytes,
     tensorflow_separable,
     torch_block_bytes,
     torch_separable,
@@ -42,8 +43,7 @@ def _jax_workspace(shape: tuple[int, ...], dtype: str, sigma: Sigma) -> int:
 
 
 def _tensorflow_workspace(shape: tuple[int, ...], dtype: str, sigma: Sigma) -> int:
-    # Beside what JAX holds: a pair, its product and the sum before, each a tensor of its own.
-    return _jax_workspace(shape, dtype, sigma) + 3 * float_nbytes("gaussian", shape, dtype)
+    return tensorflow_pass_bytes(shape, float_dtype("gaussian", dtype), gaussian_radius(sigma))
 
 
 @memory_types("numpy", splittable="zyx", halo=_halo, workspace=ALLOWANCE_BYTES, output_like=_result)

@@ -95,10 +95,14 @@ def _torch_pass(block: Any, weights: NDArray[np.float64], axis: int) -> Any:
 
 
 def _blocks(array: Any, axis: int) -> list[slice]:
-    """Slices along `axis`, each of about the block size of the array's device, at least one element long."""
     limit = CPU_BLOCK_BYTES if array.device.type == "cpu" else GPU_BLOCK_BYTES
-    length = array.shape[axis]
-    step = max(1, limit * length // max(1, array.numel() * array.element_size()))
+    return _block_slices(tuple(array.shape), array.element_size(), axis, limit)
+
+
+def _block_slices(shape: tuple[int, ...], itemsize: int, axis: int, limit: int) -> list[slice]:
+    """Slices along `axis` of about `limit` bytes each, at least one element long."""
+    length = shape[axis]
+    step = max(1, limit * length // max(1, math.prod(shape) * itemsize))
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
@@ -120,7 +124,7 @@ def jax_pass_bytes(shape: tuple[int, ...], dtype: str, radius: Sequence[int]) ->
     stack = math.prod(shape) * np.dtype(dtype).itemsize
     padded = max(1 + 2 * reach / side for side, reach in zip(shape, radius, strict=True))
     # The stack before the pass, its padded copy, and what XLA keeps to make that.
-    return math.ceil(stack * (2 + padded)) + ALLOWANCE_BYTES
+    return math.ceil(stack * (2.25 + padded)) + ALLOWANCE_BYTES
 
 
 def jax_separable(source: Any, kernels: Kernels, dtype: str) -> Any:
@@ -146,17 +150,29 @@ def _jax_pass() -> Any:
 
 
 def tensorflow_separable(source: Any, kernels: Kernels, dtype: str) -> Any:
-    """Return a new tensor on the source's device."""
+    """Return a new tensor on the source's device; works through blocks: see `tensorflow_pass_bytes`."""
     import tensorflow as tf
 
     with tf.device(source.device):
         stack = tf.cast(source, dtype)
         for axis, weights in _wide(kernels):
-            length, radius = stack.shape[axis], weights.size // 2
-            first, last = _along(stack, axis, 0, 1), _along(stack, axis, length - 1, 1)
-            padded = tf.concat([first] * radius + [stack] + [last] * radius, axis)
-            stack = _sum_of_pairs(padded, tf.constant(weights, dtype), axis, length)
+            across = 1 if axis == 0 else 0
+            limit = CPU_BLOCK_BYTES if "CPU" in source.device else GPU_BLOCK_BYTES
+            blocks = []
+            for block in _block_slices(tuple(stack.shape), np.dtype(dtype).itemsize, across, limit):
+                part = _along(stack, across, block.start, block.stop - block.start)
+                first, last = _along(part, axis, 0, 1), _along(part, axis, part.shape[axis] - 1, 1)
+                radius = weights.size // 2
+                padded = tf.concat([first] * radius + [part] + [last] * radius, axis)
+                blocks.append(_sum_of_pairs(padded, tf.constant(weights, dtype), axis, part.shape[axis]))
+            stack = tf.concat(blocks, across)
         return stack
+
+
+def tensorflow_pass_bytes(shape: tuple[int, ...], dtype: str, radius: Sequence[int]) -> int:
+    """An upper bound in bytes for what a pass of `tensorflow_separable` holds beside its result."""
+    # The stack before the pass and the parts of the next; every slice, pair and product is a tensor.
+    return 2 * math.prod(shape) * np.dtype(dtype).itemsize + 2 * torch_block_bytes(shape, dtype, radius)
 
 
 def _sum_of_pairs(padded: Any, weights: Any, axis: int, length: int) -> Any:

@@ -15,6 +15,9 @@ from scheduler.steps.separable import ALLOWANCE_BYTES
 
 STEP = "subtract_background"
 
+BLOCK_BYTES = 64 << 20
+"""What CuPy works on at a time."""
+
 Pick = Callable[[Any, Any], Any]
 Join = Callable[[list[Any], int], Any]
 
@@ -42,6 +45,12 @@ def _halo(radius: int = 50) -> tuple[int, int, int]:
 
 def _plane_workspace(shape: tuple[int, ...], dtype: str) -> int:
     return 2 * shape[1] * shape[2] * np.dtype(dtype).itemsize + ALLOWANCE_BYTES
+
+
+def _cupy_workspace(shape: tuple[int, ...], dtype: str) -> int:
+    # Of a block: what the minimum and the maximum give along each axis, and the opening.
+    plane = shape[1] * shape[2] * np.dtype(dtype).itemsize
+    return 4 * min(max(BLOCK_BYTES, plane), shape[0] * plane) + ALLOWANCE_BYTES
 
 
 def _stack_workspace(shape: tuple[int, ...], dtype: str) -> int:
@@ -102,16 +111,22 @@ def subtract_background(stack: NDArray[Any], *, radius: int = 50) -> NDArray[Any
     return out
 
 
-@subtract_background.register("cupy", workspace=_stack_workspace)
+@subtract_background.register("cupy", workspace=_cupy_workspace)
 def subtract_background_cupy(stack: Any, *, radius: int = 50) -> Any:
     """`subtract_background` by cupyx.scipy.ndimage."""
+    import cupy
     from cupyx.scipy import ndimage as cupy_ndimage
 
     _require_unwrapped(dtype_name(stack))
     side = 2 * window_radius(radius) + 1
     with stack.device:
-        opened = cupy_ndimage.grey_opening(stack, size=(1, side, side), mode="nearest")
-        return stack - opened
+        out = cupy.empty(stack.shape, stack.dtype)
+        planes = max(1, BLOCK_BYTES // max(1, stack[0].nbytes))
+        for start in range(0, len(stack), planes):
+            block = stack[start : start + planes]
+            opened = cupy_ndimage.grey_opening(block, size=(1, side, side), mode="nearest")
+            cupy.subtract(block, opened, out=out[start : start + planes])
+        return out
 
 
 @subtract_background.register("torch", workspace=_padded_planes_workspace)

@@ -22,16 +22,17 @@ def microscopy_stack(shape: tuple[int, int, int], dtype: str, seed: int = 7) -> 
     return np.minimum(rng.poisson(expected), limit).astype(dtype)
 
 
-def gpu_id_of(memory_type: str) -> int | str:
-    return 0 if memory_type in ("cupy", "pyclesperanto") else "cpu"
-
-
 def run_step(memory_type: str, use: str, stack: NDArray[Any], **keywords: Any) -> NDArray[Any]:
-    """What the implementation for `memory_type` makes of a copy of `stack`, as a NumPy array."""
+    """What the implementation for `memory_type` makes of a copy of `stack`, as a NumPy array.
+
+    "torch on gpu" and the like are the first accelerator's; otherwise arrays are in host memory if they can be.
+    """
+    memory_type, _, gpu = memory_type.partition(" on ")
+    gpu_id: int | str = 0 if gpu or memory_type in ("cupy", "pyclesperanto") else "cpu"
     if memory_type != "numpy":
         pytest.importorskip(memory_type, reason=f"needs {memory_type}", exc_type=ImportError)
     step = resolve_step(use, with_=keywords).step
-    given = memcore.convert_memory(stack, "numpy", memory_type, gpu_id_of(memory_type), copy=True)
+    given = memcore.convert_memory(stack, "numpy", memory_type, gpu_id, copy=True)
     result = step.implementation_for(memory_type)(given, **keywords)
     return memcore.convert_memory(result, memory_type, "numpy", "cpu")
 

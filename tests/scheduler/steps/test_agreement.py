@@ -37,11 +37,12 @@ def offered_cases() -> list[Any]:
     offered = []
     for number, (use, keywords, single, double) in enumerate(CASES):
         for memory_type in resolve_step(use, with_=keywords).step.memory_types:
-            if memory_type != "numpy":
-                marks = [pytest.mark.gpu] if memory_type == "cupy" else []
-                name = f"{use}{number}-{memory_type}"
-                values = (str(memory_type), use, keywords, single, double)
-                offered.append(pytest.param(*values, id=name, marks=marks))
+            places = [str(memory_type)] if memory_type not in ("numpy", "cupy") else []
+            on_gpu = [f"{memory_type} on gpu"] if memory_type in ("cupy", "torch", "jax") else []
+            for place in places + on_gpu:
+                marks = [pytest.mark.gpu] if place in on_gpu else []
+                values = (place, use, keywords, single, double)
+                offered.append(pytest.param(*values, id=f"{use}{number}-{place}", marks=marks))
     return offered
 
 
@@ -73,7 +74,7 @@ def test_agrees_with_numpy(
 @pytest.mark.parametrize("dtype", ["float64", "uint32"])
 @pytest.mark.parametrize(
     ("memory_type", "use", "keywords", "_single", "tolerance"),
-    [case for case in offered_cases() if case.values[0] in ("torch", "tensorflow", "cupy")],
+    [case for case in offered_cases() if not case.values[0].startswith(("jax", "pyclesperanto"))],
 )
 def test_agrees_with_numpy_in_double_precision(
     run: Run,

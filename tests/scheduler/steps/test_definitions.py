@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 Run = Callable[..., NDArray[Any]]
-SHAPE = (5, 31, 43)
+SHAPE = (7, 37, 53)
 
 
 @pytest.mark.parametrize("sigma", [1.5, (0.0, 2.0, 0.7), (3.0, 3.0, 3.0)])
@@ -99,7 +99,7 @@ def test_lucy_with_a_gaussian_is_the_textbooks(run: Run, make_stack: Run) -> Non
 @pytest.mark.parametrize("memory_type", ["numpy", "torch", "jax", "pyclesperanto"])
 @pytest.mark.parametrize("how", [{"sigma": 1.2}, {"psf": [[[1.0, 2.0, 1.0]]]}], ids=["gaussian", "array"])
 def test_lucy_sharpens_and_stays_finite_where_it_is_dark(run: Run, memory_type: str, how: Any) -> None:
-    truth = np.zeros((5, 21, 23))
+    truth = np.zeros((7, 37, 53))
     truth[2, 10, 11] = 5e4
     blurred = ndimage.gaussian_filter(truth, 1.2).astype(np.float32)
     blurred[:, :6] = 0.0

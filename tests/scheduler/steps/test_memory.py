@@ -122,7 +122,7 @@ def test_the_stack_is_neither_written_nor_kept(
     step = resolve_step(use, with_=keywords).step
     if memory_type not in step.memory_types:
         pytest.skip(f"{use} isn't offered for {memory_type}")
-    values = make_stack((5, 23, 31), "uint16")
+    values = make_stack((7, 37, 53), "uint16")
     gpu_id = 0 if memory_type == "pyclesperanto" else "cpu"
     stack = memcore.convert_memory(values, "numpy", memory_type, gpu_id, copy=True)
     if memory_type == "numpy":
