@@ -5,11 +5,9 @@ from pathlib import Path
 
 import psutil
 
+from pools.cgroup import CGROUPS, SELF_CGROUP, Cgroup
 from scheduler.core.model import Device, DeviceKind
 from scheduler.host.reading import Probe, Reading
-
-CGROUPS = Path("/sys/fs/cgroup")
-SELF_CGROUP = Path("/proc/self/cgroup")
 
 
 class HostProbe(Probe):
@@ -28,7 +26,7 @@ class HostProbe(Probe):
         cgroups: Path = CGROUPS,
         self_cgroup: Path = SELF_CGROUP,
     ) -> None:
-        self._cgroup = _Cgroup.of_this_process(cgroups, self_cgroup)
+        self._cgroup = Cgroup.of_this_process(cgroups, self_cgroup)
         ceiling = int(psutil.virtual_memory().total)
         if self._cgroup is not None:
             ceiling = min(ceiling, self._cgroup.limit)
@@ -51,57 +49,3 @@ class HostProbe(Probe):
                 return Reading(uuid, self._total, None, f"the cgroup's memory can't be read: {error}")
         used = max(0, self._ceiling - free - (self._ceiling - self._total))
         return Reading(uuid, self._total, min(used, self._total))
-
-
-class _Cgroup:
-    """The memory controller that bounds this process most tightly."""
-
-    def __init__(self, limit: int, current: Path, stat: Path, inactive: str) -> None:
-        self.limit = limit
-        self._current = current
-        self._stat = stat
-        self._inactive = inactive
-
-    def used(self) -> int:
-        """Bytes charged, without page cache that the kernel drops when asked (the "working set" of
-        Kubernetes).
-        """
-        used = int(self._current.read_text())
-        for line in self._stat.read_text().splitlines():
-            name, _, value = line.partition(" ")
-            if name == self._inactive:
-                return max(0, used - int(value))
-        return used
-
-    @classmethod
-    def of_this_process(cls, root: Path, self_cgroup: Path) -> "_Cgroup | None":
-        """None where there is no cgroup, or none with a limit."""
-        try:
-            lines = self_cgroup.read_text().splitlines()
-        except OSError:
-            return None
-        found: list[_Cgroup] = []
-        for line in lines:
-            _, controllers, path = line.split(":", 2)
-            if controllers == "":
-                found += cls._along(root, path, "memory.max", "memory.current", "inactive_file")
-            elif "memory" in controllers.split(","):
-                v1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-                found += cls._along(root / "memory", path, *v1)
-        return min(found, key=lambda cgroup: cgroup.limit, default=None)
-
-    @classmethod
-    def _along(cls, root: Path, path: str, limit: str, current: str, inactive: str) -> "list[_Cgroup]":
-        """The limits of a group and its ancestors; in a container the root itself is the group."""
-        folder = root / path.lstrip("/")
-        folders = [folder, *folder.parents[: len(folder.parts) - len(root.parts)]] if path != "/" else [root]
-        found = []
-        for each in folders:
-            try:
-                text = (each / limit).read_text().strip()
-            except OSError:
-                continue
-            # v1 says "no limit" with a number that no machine has
-            if text.isdigit() and int(text) < 1 << 60:
-                found.append(cls(int(text), each / current, each / "memory.stat", inactive))
-        return found
