@@ -69,7 +69,7 @@ def test_the_table_of_built_in_steps_says_which_implementations_there_are():
 
 
 def test_every_command_shown_exists():
-    shown = set(re.findall(r"^    \$ stackyard (\w+)", README, re.MULTILINE))
+    shown = set(re.findall(r"(?:^    \$ |`)stackyard (\w+)", README, re.MULTILINE))
     commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
     assert shown >= {"sample", "init", "run", "devices"}
     assert shown <= commands
