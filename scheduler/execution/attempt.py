@@ -1,5 +1,6 @@
 """One attempt at one job, in a worker: reserve, read, compute, write, and say how it ended."""
 
+import contextlib
 import gc
 import os
 import time
@@ -9,11 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from memcore import OutOfDeviceMemoryError, backend_of
 from pools.oom import is_oom
 from scheduler.core.events import Done, Failed, Outcome, OutOfMemory, Refused
+from scheduler.core.model import Split
 from scheduler.execution.capture import attempt_log
-from scheduler.execution.chain import ChainStep, run_chain
+from scheduler.execution.chain import ChainStep, run_chain, run_chain_in_blocks
 from scheduler.execution.peaks import HostPeak
 from scheduler.execution.worker import RefusedError, WorkerState, current_worker
 from scheduler.images.outputs import write_stack
@@ -48,6 +52,7 @@ class AttemptTask:
     device_bytes: int
     host_bytes: int
     output: OutputTarget
+    split: Split | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +142,10 @@ def _outcome(state: WorkerState, task: AttemptTask, times: dict[str, float]) -> 
 
 
 def _carry_out(state: WorkerState, task: AttemptTask, times: dict[str, float]) -> None:
-    with state.reserved(task.job_id, device_bytes=task.device_bytes, host_bytes=task.host_bytes):
+    with (
+        state.reserved(task.job_id, device_bytes=task.device_bytes, host_bytes=task.host_bytes),
+        contextlib.ExitStack() as leases,
+    ):
         began = time.monotonic()
         host_pool = state.pools.pool("numpy", "cpu")
         with host_pool.acquire(task.source.shape, task.source.dtype, job=task.job_id) as stack:
@@ -145,11 +153,7 @@ def _carry_out(state: WorkerState, task: AttemptTask, times: dict[str, float]) -
             times["read_s"] = time.monotonic() - began
             with state.compute:
                 began = time.monotonic()
-                steps = [
-                    ChainStep(state.step(spec), memory_type, _place(state, memory_type))
-                    for spec, memory_type in zip(task.steps, task.memory_types, strict=True)
-                ]
-                result = run_chain(stack, steps, make_context=lambda step: _context(state, task, step))
+                result = _compute(state, task, stack, leases)
                 times["compute_s"] = time.monotonic() - began
             began = time.monotonic()
             write_stack(
@@ -162,6 +166,7 @@ def _carry_out(state: WorkerState, task: AttemptTask, times: dict[str, float]) -
                     **task.output.provenance,
                     "job": task.job_id,
                     "steps": [asdict(record) for record in step_records(state, task)],
+                    "blocks": task.split.blocks if task.split else 1,
                 },
                 overwrite=task.output.overwrite,
             )
@@ -170,19 +175,41 @@ def _carry_out(state: WorkerState, task: AttemptTask, times: dict[str, float]) -
             del result, stack
 
 
+def _compute(
+    state: WorkerState, task: AttemptTask, stack: NDArray[Any], leases: contextlib.ExitStack
+) -> NDArray[Any]:
+    steps = [
+        ChainStep(state.step(spec), memory_type, _place(state, memory_type))
+        for spec, memory_type in zip(task.steps, task.memory_types, strict=True)
+    ]
+
+    def make_output(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        lease = state.pools.pool("numpy", "cpu").acquire(shape, dtype, job=task.job_id)
+        array: NDArray[Any] = leases.enter_context(lease)
+        return array
+
+    def make_context(step: ChainStep, z_start: int = 0) -> StepContext:
+        return StepContext(
+            memory_type=step.memory_type,
+            gpu_id=step.gpu_id,
+            pool=state.pools.pool(step.memory_type, step.gpu_id),
+            job_id=task.job_id,
+            z_start=z_start,
+        )
+
+    result: NDArray[Any]
+    if task.split is None:
+        result = run_chain(stack, steps, make_context=make_context)
+    else:
+        result = run_chain_in_blocks(
+            stack, steps, task.split, make_context=make_context, make_output=make_output
+        )
+    return result
+
+
 def _place(state: WorkerState, memory_type: str) -> Any:
     # A step for NumPy in a GPU's chain runs in host memory; every other one on the device.
     return "cpu" if memory_type == "numpy" else state.gpu_id(memory_type)
-
-
-def _context(state: WorkerState, task: AttemptTask, step: ChainStep) -> StepContext:
-    return StepContext(
-        memory_type=step.memory_type,
-        gpu_id=step.gpu_id,
-        pool=state.pools.pool(step.memory_type, step.gpu_id),
-        job_id=task.job_id,
-        z_start=0,
-    )
 
 
 def _failure_key(error: BaseException) -> str:

@@ -3,14 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 
 from memcore import ContractError, FunctionStep, plan_chain
 from memcore.backend import nbytes_of
 from memcore.info import ArrayInfo
-from scheduler.core.model import GPU_KINDS, DeviceKind, Footprint, JobPlan
+from scheduler.core.blocks import Shape, largest_block
+from scheduler.core.model import GPU_KINDS, DeviceKind, Footprint, JobPlan, Split
+from scheduler.execution.chain import chain_halo
 from scheduler.steps.resolve import ResolvedStep, StepError
 
 HOST_TYPE = "numpy"
+SPLITS = (2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,40 +70,72 @@ def job_plans(
         # The cheapest one; on a GPU only if it uses the GPU at all.
         best = next((plan for plan in chosen if place in plan.device_kinds), None)
         if best is not None:
-            plans.append(_plan(kind, steps, best.memory_types, best.conversions, shape, dtype))
+            draft = _Draft(kind, tuple(steps), best.memory_types, best.conversions, (*shape,), dtype)
+            plans += draft.plans()
     if not plans:
         raise StepError(f"no device here can run the chain on {dtype} {tuple(shape)}: {'; '.join(problems)}")
     return tuple(plans)
 
 
-def _plan(
-    kind: DeviceKind,
-    steps: Sequence[ResolvedStep],
-    memory_types: Sequence[str],
-    conversions: Sequence[str],
-    shape: tuple[int, ...],
-    dtype: str,
-) -> JobPlan:
-    stages = _stages(steps, memory_types, shape, dtype, all_on_host=kind is DeviceKind.CPU)
-    stack_bytes = nbytes_of(tuple(shape), dtype)
-    # The stack that was read stays with its reader until the result is written. The first step works on it
-    # directly where the memory type allows that, so only what later steps take in counts beside it.
-    in_host = [
-        stage.nbytes - (stage.input_bytes if number == 0 else 0)
-        for number, stage in enumerate(stages)
-        # Virtual device memory is a count: the arrays themselves live in host memory.
-        if stage.on_host or kind is DeviceKind.VIRTUAL
-    ]
-    host_bytes = stack_bytes + max([*in_host, stages[-1].output_bytes])
-    device_bytes = max((stage.nbytes for stage in stages if not stage.on_host), default=0)
-    return JobPlan(
-        name=f"{kind}:{'+'.join(dict.fromkeys(memory_types))}",
-        device_kinds=(kind,),
-        footprint=Footprint(device_bytes, host_bytes),
-        memory_types=tuple(memory_types),
-        conversions=tuple(conversions),
-        cost=sum(stage.input_bytes + stage.output_bytes for stage in stages) / (1 << 20),
-    )
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A chain whose steps have their places; left open is whether the stack is taken whole or in blocks."""
+
+    kind: DeviceKind
+    steps: tuple[ResolvedStep, ...]
+    memory_types: tuple[str, ...]
+    conversions: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+
+    def plans(self) -> list[JobPlan]:
+        """The plan for the whole stack, then those in more and more blocks if the chain can be cut."""
+        found = [self._plan(None, self.shape)]
+        reach = chain_halo(list(zip(self.steps, self.memory_types, strict=True)))
+        if reach is None:
+            return found
+        axes, halo = reach
+        whole: Shape = (self.shape[0], self.shape[1], self.shape[2])
+        largest = whole
+        for blocks in SPLITS:
+            smaller = largest_block(whole, axes, blocks, halo)
+            if prod(smaller) < prod(largest):
+                found.append(self._plan(Split(axes, blocks), smaller))
+                largest = smaller
+        return found
+
+    def _plan(self, split: Split | None, block: tuple[int, ...]) -> JobPlan:
+        stages = _stages(
+            self.steps, self.memory_types, block, self.dtype, all_on_host=self.kind is DeviceKind.CPU
+        )
+        # The stack that was read stays with its reader until the result is written. The first step works on
+        # it directly where the memory type allows that, so only what later steps take in counts beside it.
+        in_host = [
+            stage.nbytes - (stage.input_bytes if number == 0 and split is None else 0)
+            for number, stage in enumerate(stages)
+            # Virtual device memory is a count: the arrays themselves live in host memory.
+            if stage.on_host or self.kind is DeviceKind.VIRTUAL
+        ]
+        host_bytes = nbytes_of(self.shape, self.dtype) + max([*in_host, stages[-1].output_bytes])
+        name = f"{self.kind}:{'+'.join(dict.fromkeys(self.memory_types))}"
+        cost = sum(stage.input_bytes + stage.output_bytes for stage in stages) / (1 << 20)
+        if split is not None:
+            # Blocks are joined in an array of the stack's shape and the result's dtype.
+            voxels = prod(self.shape)
+            host_bytes += stages[-1].output_bytes * voxels // max(1, prod(block))
+            name += f" in {split.blocks} blocks"
+            cost *= split.blocks
+        return JobPlan(
+            name=name,
+            device_kinds=(self.kind,),
+            footprint=Footprint(
+                max((stage.nbytes for stage in stages if not stage.on_host), default=0), host_bytes
+            ),
+            memory_types=self.memory_types,
+            split=split,
+            conversions=self.conversions,
+            cost=cost,
+        )
 
 
 def _stages(

@@ -180,6 +180,7 @@ class _Run:
             source=job.source,
             steps=self.prepared.specs,
             memory_types=placement.plan.memory_types,
+            split=placement.plan.split,
             device_bytes=placement.reserve_bytes,
             host_bytes=placement.host_bytes,
             output=OutputTarget(

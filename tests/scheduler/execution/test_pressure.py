@@ -134,6 +134,24 @@ def test_a_chain_without_cpu_waits_and_never_touches_it(make_config: MakeConfig,
     assert (summary.done, jobs_on(summary, "virtual0"), jobs_on(summary, "cpu")) == (4, 4, 0)
 
 
+def test_a_stack_too_large_for_the_device_goes_through_it_in_blocks(
+    make_config: MakeConfig, plate: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "copying.py").write_text("def copy(stack):\n    return stack.clone()\n")
+    declare = {"input": "torch", "splittable": "z", "workspace": 0}
+    config = pressed(
+        make_config,
+        "wait",
+        steps=[{"use": "copying:copy", "declare": declare}],
+        devices={"gpus": {"virtual": [10_000]}, "cpu": False},
+    )
+    summary = run(config)
+    assert (summary.done, jobs_on(summary, "virtual0")) == (4, 4)
+    assert "in 2 blocks" in decisions(summary, "well-A01_channel-1")
+    planes = [tifffile.imread(plate / f"A01_z{z:02}_c1.tif") for z in range(3)]
+    np.testing.assert_array_equal(tifffile.imread(config.output.path / "A01_c1.ome.tif"), np.stack(planes))
+
+
 def test_results_are_the_same_wherever_a_job_ran(
     make_config: MakeConfig, device: VirtualDeviceMemory
 ) -> None:
