@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 PATTERN = "{well}_s{site}_z{z}_c{channel}.tif"
 
@@ -80,3 +81,29 @@ def unprivileged() -> Iterator[Unprivileged]:
         for path in folder.iterdir():
             path.chmod(0o755)
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def foreign_image() -> Callable[..., None]:
+    """Writes an OME-Zarr image by zarr alone: `foreign_image(path, data, "czyx", "0.4", chunks=…)`."""
+
+    def write(path: Path, data: np.ndarray, axes: str, version: str = "0.5", **options: object) -> None:
+        group = zarr.create_group(path, zarr_format=2 if version == "0.4" else 3)
+        array = group.create_array("data/full", shape=data.shape, dtype=data.dtype, **options)
+        array[...] = data
+        kinds = {"t": "time", "c": "channel"}
+        multiscale = {
+            "axes": [{"name": axis, "type": kinds.get(axis, "space")} for axis in axes],
+            "datasets": [
+                {
+                    "path": "data/full",
+                    "coordinateTransformations": [{"type": "scale", "scale": [1.0] * len(axes)}],
+                }
+            ],
+        }
+        if version == "0.4":
+            group.attrs["multiscales"] = [multiscale | {"version": version}]
+        else:
+            group.attrs["ome"] = {"version": version, "multiscales": [multiscale]}
+
+    return write
