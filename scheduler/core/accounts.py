@@ -12,9 +12,9 @@ UNLIMITED = 1 << 62
 class DeviceClass:
     """Devices of equal kind, model and capacity: a group's options are the same on all of them.
 
-    `open` lists those that could start something, by free bytes. `fit` holds groups that may run here and
-    can't or needn't run elsewhere, `takeover` (CPU only) those that would rather have a GPU; `alone` waits
-    for an empty device, `restricted` for particular devices.
+    `open` lists those that could start something, by free bytes (a CPU's by free slots). `fit` holds groups
+    that may run here and can't or needn't run elsewhere, `takeover` (CPU only) those that would rather have a
+    GPU; `alone` waits for an empty device, `restricted` for particular devices.
     """
 
     def __init__(self, index: int, device: Device) -> None:
@@ -80,6 +80,8 @@ class DeviceAccount:
     """
 
     __slots__ = (
+        "_limit",
+        "_room",
         "blocked",
         "claim",
         "cls",
@@ -124,21 +126,28 @@ class DeviceAccount:
         self.residents: dict[str, int] = {}
         self.done = 0
         self.key: tuple[int, int] | None = None
+        self._room = -1
+        self._limit = 0
+
+    def refresh(self) -> None:
+        """Recompute what `free`, `available` and `has_slot` are read from.
+
+        Call it when their causes change.
+        """
+        usable = self.known and self.online
+        headroom = self.device.headroom_bytes
+        self._room = self.total - self.external - self.foreign - self.excess - headroom if usable else -1
+        self._limit = self.window if usable and self.exclusive is None and not self.blocked else 0
 
     @property
     def available(self) -> int:
         """Bytes that our jobs could have if none of them ran now; -1 while unknown or offline."""
-        if not self.known or not self.online:
-            return -1
-        return self.total - self.external - self.foreign - self.excess - self.device.headroom_bytes
+        return self._room
 
     @property
     def free(self) -> int:
         """Bytes that can be promised to one more job; -1 while unknown or offline."""
-        if not self.known or not self.online:
-            return -1
-        headroom = self.device.headroom_bytes
-        return self.total - self.external - self.foreign - self.excess - headroom - self.reserved
+        return self._room - self.reserved if self._room >= 0 else -1
 
     @property
     def window(self) -> int:
@@ -148,13 +157,7 @@ class DeviceAccount:
     @property
     def has_slot(self) -> bool:
         """True if another attempt may start, memory aside."""
-        return (
-            self.known
-            and self.online
-            and self.exclusive is None
-            and not self.blocked
-            and len(self.running) < self.window
-        )
+        return len(self.running) < self._limit
 
     def take_snapshot(self, snapshot: DeviceSnapshot) -> bool:
         """Replace what the last snapshot said; True if anything that admission depends on has changed."""
@@ -174,6 +177,7 @@ class DeviceAccount:
             else:
                 foreign += process.reserved_bytes
         self.foreign, self.excess, self.idle, self.processes = foreign, excess, idle, processes
+        self.refresh()
         if before == (self.known, self.total, self.external, self.foreign, self.excess, ""):
             return False
         self.cls.strangers_moved()
@@ -181,7 +185,11 @@ class DeviceAccount:
 
     def reindex(self) -> None:
         """Put this device where it belongs in its class's list of open devices."""
-        key = (self.free, self.ordinal) if self.has_slot and self.claim is None else None
+        key = None
+        if len(self.running) < self._limit and self.claim is None:
+            # host memory is everybody's: a CPU's place in the list shouldn't move with every job on a GPU
+            room = self._limit - len(self.running) if self.cls.is_cpu else self.free
+            key = (room, self.ordinal)
         if key == self.key:
             return
         opened = self.cls.open

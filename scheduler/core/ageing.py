@@ -57,7 +57,9 @@ class Ageing:
             if record.started or record.state is not JobState.WAITING:
                 arrivals.popleft()
                 continue
-            older_waiting = sum(not r.started and r.cohort is not record.cohort for r in self._claimants)
+            older_waiting = 0
+            if self._claimants:
+                older_waiting = sum(not r.started and r.cohort is not record.cohort for r in self._claimants)
             if record.cohort.overtaken(state.departures, older_waiting) <= state.policy.overtake_limit:
                 break
             account = self._claim(record)

@@ -179,6 +179,7 @@ class Dispatcher:
             account.online = True
             account.problem = "" if account.known else account.problem
         account.cls.strangers_moved()
+        account.refresh()
         account.reindex()
         for group in list(state.parked.values()):
             del state.parked[group.order]
@@ -197,6 +198,7 @@ class Dispatcher:
         if not event.slots_left:
             for name in list(account.residents):
                 self._placer.forget_resident(account, name)
+        account.refresh()
         account.reindex()
         for name in names:
             record = self._state.records.get(name)
@@ -284,6 +286,7 @@ class Dispatcher:
             for account in self._ageing.check():
                 endings.touch(account)
             for account in state.unclaimed:
+                account.reindex()
                 endings.touch(account)
             state.unclaimed.clear()
             if not endings.touched:

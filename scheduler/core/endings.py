@@ -186,6 +186,7 @@ class Endings:
             account.take_snapshot(outcome.snapshot)
         # without this the same placement would be proposed at once, and refused again
         account.blocked = outcome.reason
+        account.refresh()
         account.reindex()
         record.refused = outcome.reason
         self._back(record)

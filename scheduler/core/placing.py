@@ -42,11 +42,9 @@ class Placer:
         """Start the best job for this device, if there is one."""
         state = self.state
         if state.held or state.stopped or not state.queued or not account.has_slot:
-            account.reindex()
             return False
         choice = self._choose(account)
         if choice is None:
-            account.reindex()
             return False
         self._start(account, *choice)
         return True
@@ -218,6 +216,7 @@ class Placer:
         account.running[record.job.job_id] = record
         if alone:
             account.exclusive = record.job.job_id
+            account.refresh()
         if account.cls.is_cpu:
             account.reserved += host_need
             if why and not option.measured:
@@ -228,7 +227,6 @@ class Placer:
                 account.residents[option.plan.resident.name] = resident
             if account.host.cpu is not None:
                 account.host.cpu.reserved += host_need
-                account.host.cpu.reindex()
             record.share = option.share
             record.expected_end = state.now + option.seconds
             state.running_share += record.share
@@ -255,6 +253,7 @@ class Placer:
             account.running.pop(job_id, None)
             if account.exclusive == job_id:
                 account.exclusive = None
+                account.refresh()
             if account.cls.is_cpu:
                 if self.state.exploring.get(record.job.learns_as) == job_id:
                     del self.state.exploring[record.job.learns_as]
@@ -269,7 +268,6 @@ class Placer:
             cpu = account.host.cpu
             if cpu is not None:
                 cpu.reserved -= placement.host_bytes
-                cpu.reindex()
         return account
 
     def forget_resident(self, account: DeviceAccount, name: str) -> None:
@@ -296,7 +294,8 @@ class Placer:
             return Decision(Verdict.FALL_BACK, f"goes to {name}: {why}", inputs)
         if placement.alone:
             cause = "nothing of its kind was measured yet" if group.cold else group.rung or "it is a suspect"
-            return Decision(Verdict.ADMIT, f"runs alone on {name} ({gib(free)} free): {cause}", inputs)
+            reason = f"{option.plan.name} runs alone on {name} ({gib(free)} free): {cause}"
+            return Decision(Verdict.ADMIT, reason, inputs)
         reason = f"{option.plan.name} on {name}: needs {gib(option.need)} of {gib(free)} free"
         return Decision(Verdict.ADMIT, reason, inputs)
 
