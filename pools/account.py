@@ -9,7 +9,7 @@ from memcore.backend import Backend, numpy_dtype_name
 from pools.block import Block
 from pools.dlpack import DeviceOwner
 from pools.lease import Lease
-from pools.store import Released, Store, wait_for_host_work
+from pools.store import Released, Store, check_dtype, wait_for_host_work
 
 
 class AccountLease(Lease):
@@ -83,11 +83,7 @@ class AccountStore(Store):
         self._gpu_id: Any = backend.validate_gpu_id(gpu_id)
 
     def dtype(self, dtype: Any) -> np.dtype[Any]:
-        kind = super().dtype(dtype)
-        refusal = self.backend.dtype_refusal(numpy_dtype_name(kind))
-        if refusal is not None:
-            raise TypeError(refusal)
-        return kind
+        return check_dtype(self.backend, super().dtype(dtype))
 
     def size(self, nbytes: int) -> int:
         return nbytes  # nothing is rounded that nobody shares

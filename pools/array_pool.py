@@ -49,8 +49,8 @@ class ArrayPool:
 
     Notes
     -----
-    Thread-safe: any thread may acquire, and an array may die on any thread. A pool can be neither pickled
-    nor used after a fork.
+    Thread-safe: any thread may acquire, and an array may die on any thread; but don't acquire or release in
+    a `__del__`, which may run in the middle of either. A pool can be neither pickled nor used after a fork.
     """
 
     def __init__(

@@ -93,10 +93,10 @@ class ChargeTable:
             return False
 
     def _initialise(self, capacity: int | None) -> None:
-        if os.fstat(self._descriptor).st_size == 0:
+        if os.fstat(self._descriptor).st_size < _FIRST_ROW + ROW.itemsize:
             if capacity is None:
                 raise FileNotFoundError(f"{self.path} is empty; give a capacity to make it")
-            os.ftruncate(self._descriptor, _FIRST_ROW + _ROWS * ROW.itemsize)
+            _extend(self._descriptor, _FIRST_ROW + _ROWS * ROW.itemsize)
         self._map()
         magic = self._header["magic"].item()
         if magic == b"" and capacity is not None:
@@ -147,7 +147,7 @@ class ChargeTable:
         free = np.flatnonzero(self._rows["valid"] == 0)
         if not len(free):
             free = np.array([len(self._rows)])
-            os.ftruncate(self._descriptor, self._size + len(self._rows) * ROW.itemsize)
+            _extend(self._descriptor, self._size + len(self._rows) * ROW.itemsize)
             self._map()
         index = int(free[0])
         serial = int(self._header["serial"]) + 1
@@ -201,6 +201,14 @@ class ChargeTable:
     def unlink(self) -> None:
         """Remove the file. Whoever has it open goes on with the old one, and newcomers get a new one."""
         self.path.unlink(missing_ok=True)
+
+
+def _extend(descriptor: int, size: int) -> None:
+    """Make the file that long, with room for all of it: a hole in a full file system kills (SIGBUS)."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.ftruncate(descriptor, size)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

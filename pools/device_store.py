@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from memcore.backend import Backend, numpy_dtype_name
+from memcore.backend import Backend
 from pools.block import Block
 from pools.dlpack import DeviceOwner, LentMemory, address_and_device
-from pools.store import Released, Store
+from pools.store import Released, Store, check_dtype
 
 
 class DeviceStore(Store):
@@ -26,11 +26,7 @@ class DeviceStore(Store):
         self._device: tuple[int, int] | None = None
 
     def dtype(self, dtype: Any) -> np.dtype[Any]:
-        kind = super().dtype(dtype)
-        refusal = self._backend.dtype_refusal(numpy_dtype_name(kind))
-        if refusal is not None:
-            raise TypeError(refusal)
-        return kind
+        return check_dtype(self._backend, super().dtype(dtype))
 
     def allocate(self, nbytes: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Block:  # noqa: ARG002
         memory = self._backend.empty((nbytes,), "uint8", self._gpu_id)

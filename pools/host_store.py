@@ -7,7 +7,7 @@ import numpy as np
 from memcore.backend import Backend
 from memcore.host import HostBlock, HostBuffer
 from pools.block import Block
-from pools.store import Released, Store, wait_for_host_work
+from pools.store import Released, Store, check_dtype, wait_for_host_work
 
 
 class LentBuffer(HostBuffer):
@@ -48,6 +48,9 @@ class HostTensorStore(HostStore):
         super().__init__(huge_pages=huge_pages)
         self._backend = backend
 
+    def dtype(self, dtype: Any) -> np.dtype[Any]:
+        return check_dtype(self._backend, super().dtype(dtype))
+
     def owner(self, block: Block, released: Released, *, frozen: bool) -> HostBuffer:
         if frozen and not self._backend.keeps_read_only:
             raise TypeError(
@@ -56,9 +59,6 @@ class HostTensorStore(HostStore):
         return super().owner(block, released, frozen=frozen)
 
     def lend(self, owner: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        refusal = self._backend.dtype_refusal(dtype.name if dtype.isnative else dtype.str)
-        if refusal is not None:
-            raise TypeError(refusal)
         return self._backend.lend(super().lend(owner, shape, dtype), "cpu")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from memcore.backend import Backend, numpy_dtype, numpy_dtype_name
 from memcore.registry import backend_of
 from pools.block import Block
 from pools.lease import Lease
@@ -28,8 +29,11 @@ class Store(ABC):
     lease_type = Lease
 
     def dtype(self, dtype: Any) -> np.dtype[Any]:
-        """The dtype asked for, as NumPy spells it."""
-        kind: np.dtype[Any] = np.dtype(dtype)
+        """The dtype asked for, as NumPy spells it; taken from torch and by the name of bfloat16 too."""
+        try:
+            kind: np.dtype[Any] = np.dtype(dtype)
+        except TypeError:
+            kind = numpy_dtype(str(dtype).rpartition(".")[2])
         if kind.hasobject:
             raise TypeError(f"a pool holds plain bytes, and dtype {kind} holds Python objects")
         return kind
@@ -96,6 +100,14 @@ class Store(ABC):
                 self.wait()
                 gc.collect()
         return True
+
+
+def check_dtype(backend: Backend, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype, if the framework holds it exactly; else TypeError with the remedy."""
+    refusal = backend.dtype_refusal(numpy_dtype_name(dtype))
+    if refusal is not None:
+        raise TypeError(refusal)
+    return dtype
 
 
 def wait_for_host_work() -> None:

@@ -306,7 +306,7 @@ class RefcountStore(HostStore):
     NumPy makes the base of a view the array that owns the memory, so that views don't keep the lent array.
     """
 
-    def owner(self, block: Block, released: Released, *, frozen: bool) -> Any:  # noqa: ARG002
+    def owner(self, block: Block, released: Released, *, frozen: bool) -> Any:
         return _Token(block, released)
 
     def lend(self, owner: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:

@@ -231,6 +231,40 @@ def test_killed_at_any_instruction(tmp_path: Path) -> None:
     assert int(output) > 200
 
 
+CONTEND = """
+import sys
+from memcore import OutOfDeviceMemoryError
+from pools import VirtualDeviceMemory
+memory = VirtualDeviceMemory(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+taken = most = 0
+for _ in range(3000):
+    try:
+        charge = memory.charge(600)
+    except OutOfDeviceMemoryError:
+        continue
+    taken += 1
+    most = max(most, memory.used())
+    charge.release()
+print(taken, most)
+"""
+
+
+def test_processes_that_contend_never_overcommit(device: VirtualDeviceMemory) -> None:
+    contenders = [child(CONTEND, device.path) for _ in range(3)]
+    for contender in contenders:
+        assert contender.stdout.readline() == "ready\n"
+    for contender in contenders:
+        contender.stdin.write("go\n")
+        contender.stdin.flush()
+    for contender in contenders:
+        taken, most = map(int, contender.communicate(timeout=60)[0].split())
+        assert taken > 0
+        assert most <= CAPACITY
+    assert device.used() == 0
+
+
 HAMMER = """
 import sys
 from pools import VirtualDeviceMemory
