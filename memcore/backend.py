@@ -342,16 +342,16 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 # `dtype.name` is computed anew each time, in Python.
-_NAMES: dict[np.dtype[Any], str] = {}
+DTYPE_NAMES: dict[np.dtype[Any], str] = {}
 
 
 def numpy_dtype_name(dtype: np.dtype[Any]) -> str:
     """The name that memcore knows the dtype by; its code if the byte order is foreign."""
-    name = _NAMES.get(dtype)
+    name = DTYPE_NAMES.get(dtype)
     if name is None:
         name = dtype.name if dtype.isnative else dtype.str
         if name in ITEM_SIZES:
-            _NAMES[dtype] = name
+            DTYPE_NAMES[dtype] = name
     return name
 
 

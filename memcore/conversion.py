@@ -96,10 +96,10 @@ def convert_memory(
             f"declared as {source.memory_type}, but it is a {found.memory_type} {found.noun}; "
             f"pass source_type={str(found.memory_type)!r}",
         )
-    way, _reason, place = _decide(data, source, target, gpu_id, copy, allow_host)
+    way, subject, place, _reason = _decide(data, source, target, gpu_id, copy, allow_host)
     if conversion_counters.enabled:
-        return _counted(data, source, target, place, way)
-    return _perform(data, source, target, place, way)
+        return _counted(data, source, target, place, way, subject)
+    return _perform(data, source, target, place, way, subject)
 
 
 def plan_conversion(
@@ -108,7 +108,7 @@ def plan_conversion(
     """The plan that `convert_memory` would carry out with the same arguments; raises what it would raise."""
     source = backend_for(data)
     target = backend_of(target_type)
-    way, reason, place = _decide(data, source, target, gpu_id, copy, allow_host)
+    way, _subject, place, reason = _decide(data, source, target, gpu_id, copy, allow_host)
     origin = f"{source.memory_type} {place_text(source.device_of(data))}"
     goal = f"{target.memory_type} {place_text(place)}"
     if way.route is Route.IDENTITY:
@@ -131,11 +131,10 @@ def deliver_host_array(fresh: NDArray[Any], target: Backend, place: GpuId) -> Ar
     return target.from_host(fresh, place)
 
 
-# The ways from one array to another. Each copies `copies` times the array's bytes.
-
-
 @dataclass(frozen=True, slots=True)
 class _Way:
+    """How one array becomes another; it copies `copies` times the array's bytes."""
+
     route: Route
     copies: int
     perform: Callable[[Array, Backend, Backend, GpuId], Array]
@@ -150,8 +149,12 @@ def _duplicate(data: Array, source: Backend, target: Backend, place: GpuId) -> A
     return source.duplicate(data)
 
 
-def _lend(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:
-    return target.lend(source.host_view(data), place)  # type: ignore[arg-type]  # the way is chosen by it
+def _lend(view: Array, source: Backend, target: Backend, place: GpuId) -> Array:  # noqa: ARG001
+    return target.lend(view, place)
+
+
+def _copy(view: Array, source: Backend, target: Backend, place: GpuId) -> Array:  # noqa: ARG001
+    return target.from_host(view, place)
 
 
 def _upload(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:
@@ -181,7 +184,8 @@ def _move_and_borrow(data: Array, source: Backend, target: Backend, place: GpuId
 _IDENTITY = _Way(Route.IDENTITY, 0, _keep)
 _DUPLICATE = _Way(Route.DEVICE_COPY, 1, _duplicate)
 _LEND = _Way(Route.ZERO_COPY, 0, _lend)
-_HOST_COPY = _Way(Route.DEVICE_COPY, 1, _upload)
+_HOST_COPY = _Way(Route.DEVICE_COPY, 1, _copy)
+_UPLOAD = _Way(Route.DEVICE_COPY, 1, _upload)
 _MOVE = _Way(Route.DEVICE_COPY, 1, _move)
 _BORROW = _Way(Route.ZERO_COPY, 0, _borrow)
 _BORROW_COPY = _Way(Route.DEVICE_COPY, 1, _borrow_and_copy)
@@ -193,7 +197,7 @@ _ROUND_TRIP = _Way(Route.HOST_ROUND_TRIP, 2, _upload, through_host=True)
 
 def _decide(
     data: Array, source: Backend, target: Backend, gpu_id: object, copy: bool | None, allow_host: bool
-) -> tuple[_Way, str, GpuId]:
+) -> tuple[_Way, Array, GpuId, str]:
     try:
         place = target.validate_gpu_id(gpu_id)
     except DeviceError as error:
@@ -205,41 +209,50 @@ def _decide(
         refusal = target.shape_refusal(source.shape_of(data)) or source.refuse_to_leave(data)
         if refusal is not None:
             _fail(data, source, target, place, refusal)
-    way, reason = _choose(data, source, target, place, copy)
+    way, subject, reason = _choose(data, source, target, place, copy)
     if way.copies and copy is False:
         _fail(data, source, target, place, f"it needs a copy ({reason}); pass copy=None to allow one")
     if way.through_host and not allow_host:
         _fail(data, source, target, place, "would copy device memory to the host; pass allow_host=True")
-    return way, reason, place
+    return way, subject, place, reason
 
 
 def _choose(
     data: Array, source: Backend, target: Backend, place: GpuId, copy: bool | None
-) -> tuple[_Way, str]:
-    """The cheapest way that keeps the aliasing rules, and why it isn't a cheaper one."""
+) -> tuple[_Way, Array, str]:
+    """The cheapest way that keeps the aliasing rules, what to do it with, and why it isn't a cheaper one."""
     if source is target:
-        return _choose_within(data, source, place, copy)
+        way, reason = _choose_within(data, source, place, copy)
+        return way, data, reason
+    origin = source.device_of(data)
     if target.in_host_memory(place):
         view = source.host_view(data)
         if view is not None:
-            obstacle = target.lend_obstacle(view)
-            if obstacle is not None:
-                return _HOST_COPY, obstacle
-            if copy is True:
-                return _HOST_COPY, "copy=True never shares memory"
-            if copy is False:
-                return _LEND, "shared because copy=False asks for it"
-            unsafe = may_share(view, source, target)
-            return (_LEND, "shares host memory") if unsafe is None else (_HOST_COPY, unsafe)
-        if source.in_host_memory(source.device_of(data)):
-            return _HOST_COPY, "its values are lazy and the copy carries them out"
+            way, reason = _choose_on_host(view, source, target, copy)
+            return way, view, reason
+        if source.in_host_memory(origin):
+            return _UPLOAD, data, "its values are lazy and the copy carries them out"
         if target.immutable:
-            return _DOWNLOAD_AND_COPY, "device memory is read into the host, then aligned"
-        return _DOWNLOAD, "device memory is read into the host"
-    origin = source.device_of(data)
+            return _DOWNLOAD_AND_COPY, data, "device memory is read into the host, then aligned"
+        return _DOWNLOAD, data, "device memory is read into the host"
     if source.in_host_memory(origin):
-        return _HOST_COPY, "host memory is written to the device"
-    return _choose_between_devices(source, target, origin, place, copy)
+        return _UPLOAD, data, "host memory is written to the device"
+    way, reason = _choose_between_devices(source, target, origin, place, copy)
+    return way, data, reason
+
+
+def _choose_on_host(
+    view: NDArray[Any], source: Backend, target: Backend, copy: bool | None
+) -> tuple[_Way, str]:
+    obstacle = target.lend_obstacle(view)
+    if obstacle is not None:
+        return _HOST_COPY, obstacle
+    if copy is None:
+        unsafe = may_share(view, source, target)
+        return (_LEND, "shares host memory") if unsafe is None else (_HOST_COPY, unsafe)
+    if copy:
+        return _HOST_COPY, "copy=True never shares memory"
+    return _LEND, "shared because copy=False asks for it"
 
 
 def _choose_within(data: Array, source: Backend, place: GpuId, copy: bool | None) -> tuple[_Way, str]:
@@ -252,7 +265,7 @@ def _choose_within(data: Array, source: Backend, place: GpuId, copy: bool | None
         )
     if source.in_host_memory(origin) and source.in_host_memory(place) and copy is True:
         # Moves between logical devices of one memory may share it.
-        return _HOST_COPY, f"it is {place_text(origin)}"
+        return _UPLOAD, f"it is {place_text(origin)}"
     if source.can_move(origin, place):
         return _MOVE, f"it is {place_text(origin)}"
     return _ROUND_TRIP, f"{source.memory_type} can't copy between these devices"
@@ -279,9 +292,9 @@ def _choose_between_devices(
     return _BORROW, "shares device memory"
 
 
-def _perform(data: Array, source: Backend, target: Backend, place: GpuId, way: _Way) -> Array:
+def _perform(data: Array, source: Backend, target: Backend, place: GpuId, way: _Way, subject: Array) -> Array:
     try:
-        return way.perform(data, source, target, place)
+        return way.perform(subject, source, target, place)
     except MemcoreError:
         raise
     except Exception as error:  # any library may fail with any type: the user gets ours, chained
@@ -296,9 +309,9 @@ def _perform(data: Array, source: Backend, target: Backend, place: GpuId, way: _
         _fail(data, source, target, place, f"{type(error).__name__}: {error}", MemoryConversionError, error)
 
 
-def _counted(data: Array, source: Backend, target: Backend, place: GpuId, way: _Way) -> Array:
+def _counted(data: Array, source: Backend, target: Backend, place: GpuId, way: _Way, subject: Array) -> Array:
     start = time.perf_counter()
-    result = _perform(data, source, target, place, way)
+    result = _perform(data, source, target, place, way, subject)
     seconds = time.perf_counter() - start
     nbytes = way.copies * nbytes_of(source.shape_of(data), source.dtype_of(data))
     conversion_counters.record(source.memory_type, target.memory_type, way.route, nbytes, seconds)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from memcore.backend import Backend, numpy_dtype, numpy_dtype_name
+from memcore.backend import DTYPE_NAMES, Backend, numpy_dtype, numpy_dtype_name
 from memcore.host import aligned_empty
 from memcore.info import DeviceInfo
 from memcore.memory_type import GpuId, MemoryType
@@ -53,7 +53,7 @@ class NumpyBackend(Backend):
         return array.shape
 
     def dtype_of(self, array: NDArray[Any]) -> str:
-        return numpy_dtype_name(array.dtype)
+        return DTYPE_NAMES.get(array.dtype) or numpy_dtype_name(array.dtype)
 
     def dtype_refusal(self, dtype: str) -> str | None:
         if dtype == "object":
