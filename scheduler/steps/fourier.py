@@ -5,28 +5,9 @@ from typing import Any
 
 import numpy as np
 import scipy.fft
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 AXES = (0, 1, 2)
-
-
-def normalized_psf(psf: ArrayLike) -> NDArray[np.float64]:
-    """The PSF as [Z, Y, X] with odd sides and sum 1; its centre is the voxel at shape // 2.
-
-    An even side gets a plane of zeros at its end, which leaves that centre where it was.
-
-    Raises
-    ------
-    ValueError
-        Not 3-D, empty, with a negative or infinite value, or all zero.
-    """
-    values = np.asarray(psf, dtype=np.float64)
-    if values.ndim != 3 or values.size == 0:
-        raise ValueError(f"psf is a [Z, Y, X] array; got shape {values.shape}")
-    total = values.sum()
-    if not np.isfinite(total) or values.min() < 0 or total <= 0:
-        raise ValueError("psf holds intensities: zero or more, finite, and not all zero")
-    return np.pad(values / total, [(0, 1 - side % 2) for side in values.shape])
 
 
 @dataclass(frozen=True, slots=True)

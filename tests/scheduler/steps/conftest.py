@@ -25,7 +25,7 @@ def microscopy_stack(shape: tuple[int, int, int], dtype: str, seed: int = 7) -> 
 def run_step(memory_type: str, use: str, stack: NDArray[Any], **keywords: Any) -> NDArray[Any]:
     """What the implementation for `memory_type` makes of a copy of `stack`, as a NumPy array.
 
-    "torch on gpu" and the like are the first accelerator's; otherwise arrays are in host memory if they can be.
+    "torch on gpu" and the like are the first accelerator's; other arrays are in host memory if they can be.
     """
     memory_type, _, gpu = memory_type.partition(" on ")
     gpu_id: int | str = 0 if gpu or memory_type in ("cupy", "pyclesperanto") else "cpu"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from memcore import ContractError, FunctionStep, memory_types
 from scheduler.steps.resolve import resolve_step
 
 Run = Callable[..., NDArray[Any]]
@@ -114,3 +115,15 @@ def test_a_smaller_halo_would_show(
 def test_what_belongs_to_the_whole_is_not_split(use: str, keywords: dict[str, Any]) -> None:
     for implementation in resolve_step(use, with_=keywords).step.implementations:
         assert implementation.contract.splittable_for(**keywords) is None
+
+
+def test_a_contract_refuses_other_axes() -> None:
+    @memory_types("numpy", splittable=lambda cut=None: cut)
+    def step(stack: Any, *, cut: str | None = None) -> Any:
+        return stack
+
+    contract = FunctionStep(step).implementations[0].contract
+    assert contract.splittable_for() is None
+    assert contract.splittable_for(cut="z") == "z"
+    with pytest.raises(ContractError, match="not 'y'"):
+        contract.splittable_for(cut="y")

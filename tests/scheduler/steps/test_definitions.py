@@ -1,12 +1,16 @@
 """The NumPy implementations against definitions written out, or another library's."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from scheduler.steps.resolve import StepError, resolve_step
 
 Run = Callable[..., NDArray[Any]]
 SHAPE = (7, 37, 53)
@@ -108,3 +112,38 @@ def test_lucy_sharpens_and_stays_finite_where_it_is_dark(run: Run, memory_type: 
     assert (result >= 0).all()
     assert result.max() > 1.2 * blurred.max()
     assert np.unravel_index(result.argmax(), result.shape) == (2, 10, 11)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_a_psf_may_be_in_a_file(run: Run, make_stack: Run, tmp_path: Path, suffix: str) -> None:
+    psf = np.random.default_rng(5).random((3, 5, 7)).astype(np.float32)
+    path = tmp_path / f"psf{suffix}"
+    if suffix == ".npy":
+        np.save(path, psf)
+    else:
+        tifffile.imwrite(path, psf, photometric="minisblack")
+    stack = make_stack(SHAPE, "uint16")
+    np.testing.assert_array_equal(
+        run("numpy", "richardson_lucy", stack, psf=str(path), iterations=2),
+        run("numpy", "richardson_lucy", stack, psf=psf.tolist(), iterations=2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("psf.tif", "must be a full path"),
+        ("/nowhere/psf.tif", "can't be read"),
+        ("/nowhere/psf.npy", "can't be read"),
+    ],
+)
+def test_a_psf_that_cannot_be_read_is_found_when_the_step_is_resolved(name: str, message: str) -> None:
+    with pytest.raises(StepError, match=message):
+        resolve_step("richardson_lucy", with_={"psf": name})
+
+
+def test_a_psf_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+    for name in ("psf.tif", "psf.npy"):
+        (tmp_path / name).write_text("not an image")
+        with pytest.raises(StepError, match=f"{name} can't be read"):
+            resolve_step("richardson_lucy", with_={"psf": str(tmp_path / name)})
