@@ -3,9 +3,9 @@
 `source` is [Z, Y, X] of any pixel dtype and is never written, unless it is `out` itself where that is
 allowed; the result is [Z, Y, X] in the float dtype asked for. Beyond an edge the outermost voxel is repeated.
 
-Each sum is formed from the outermost pair of weights inwards, one rounding for each product and each sum,
-whatever the shape of the array and the place in it. That is what makes a block with its halo equal to the
-whole, bit for bit; a library's convolution routine may choose another order for another shape.
+Each sum is formed in one order, from the outermost pair of weights inwards, whatever the shape of the array
+and the place in it. That is what makes a block with its halo equal to the whole, bit for bit; a library's
+convolution routine may choose another order for another shape.
 """
 
 import functools
