@@ -36,11 +36,24 @@ class PlanForecast:
 
 @dataclass(frozen=True, slots=True)
 class FormForecast:
-    """The jobs whose stacks have one shape and dtype, and the plans for them, best first."""
+    """The jobs whose stacks have one shape and dtype, and the plans for them, best first.
+
+    Plans that cut the stack into blocks are for where the whole doesn't fit, or ran out of memory.
+    """
 
     form: Form
     jobs: int
     plans: tuple[PlanForecast, ...]
+
+    @property
+    def whole(self) -> tuple[PlanForecast, ...]:
+        """The plans that take the stack as it is."""
+        return tuple(each for each in self.plans if each.plan.split is None)
+
+    def blocks(self, whole: PlanForecast) -> tuple[PlanForecast, ...]:
+        """The plans that do the same in blocks."""
+        kinds = whole.plan.device_kinds
+        return tuple(each for each in self.plans if each.plan.split and each.plan.device_kinds == kinds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +133,10 @@ def _plan_forecast(plan: JobPlan, job: Job, estimates: Estimates, devices: Seque
     )
 
 
+def _seconds(plan: PlanForecast) -> float:
+    return next(iter(plan.seconds.values()))
+
+
 def _simulate(
     jobs: Sequence[Job],
     forms: Sequence[FormForecast],
@@ -127,24 +144,25 @@ def _simulate(
     config: RunConfig,
 ) -> tuple[float | None, Mapping[str, int] | None]:
     """(seconds, jobs by device name) of the same dispatcher in virtual time, where rates were measured."""
-    known = {each.plan.name: each for form in forms for each in form.plans}
-    if not jobs or any(not each.seconds for form in forms for each in form.plans):
+    whole = [each for form in forms for each in form.whole]
+    if not jobs or any(not each.seconds for each in whole):
         return None, None
     # A plan's rate on another model than the first measured one enters as that model's speed.
-    speeds = {
-        model: next(iter(each.seconds.values())) / seconds
-        for each in known.values()
-        for model, seconds in each.seconds.items()
-    }
-    by_form = {form.form: form for form in forms}
+    speeds = {model: _seconds(each) / seconds for each in whole for model, seconds in each.seconds.items()}
     truth = {
-        form: {
-            each.plan.name: TruePlan(each.device_bytes, each.host_bytes, next(iter(each.seconds.values())))
-            for each in found.plans
+        form.form: {
+            each.plan.name: TruePlan(
+                each.device_bytes,
+                each.host_bytes,
+                # In blocks it is expected to take longer as it costs more.
+                _seconds(by_whole) * each.plan.cost / by_whole.plan.cost,
+            )
+            for by_whole in form.whole
+            for each in (by_whole, *form.blocks(by_whole))
         }
-        for form, found in by_form.items()
+        for form in forms
     }
-    plans_of = {tuple(each.plan for each in found.plans): form for form, found in by_form.items()}
+    plans_of = {tuple(each.plan for each in form.plans): form.form for form in forms}
     trace = Trace(
         "forecast",
         # A prefetched job reads while another computes: it takes no slot.

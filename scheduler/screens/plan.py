@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from math import prod
+from operator import attrgetter
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -31,7 +32,7 @@ def draw_forecast(forecast: Forecast) -> RenderableType:
     results = f"{path_text(forecast.prepared.jobs[0].output)}{more}{existing}"
     parts.append(Text.assemble(("Results  ", "bold"), results))
     for form in forecast.forms:
-        parts += [Text(), _plans(form, several=len(forecast.forms) > 1), *_conversions(form)]
+        parts += [Text(), _plans(form, several=len(forecast.forms) > 1), *_about_plans(form)]
     parts += [Text(), _devices(forecast)]
     parts += [Text(printable(note), style="yellow") for note in forecast.notes]
     virtual = [device.name for device, _ in forecast.devices if device.virtual]
@@ -86,6 +87,7 @@ def _plan_record(plan: PlanForecast) -> dict[str, Any]:
         "device_kinds": [str(kind) for kind in plan.plan.device_kinds],
         "memory_types": [str(name) for name in plan.plan.memory_types],
         "conversions": list(plan.plan.conversions),
+        "blocks": plan.plan.split.blocks if plan.plan.split else None,
         "device_bytes": plan.device_bytes,
         "host_bytes": plan.host_bytes,
         "seconds": dict(plan.seconds),
@@ -112,7 +114,7 @@ def _plans(form: FormForecast, *, several: bool) -> Table:
     table.add_column("array libraries", overflow="fold")
     for name in ("device memory", "host memory", "seconds a job"):
         table.add_column(name, justify="right")
-    for each in form.plans:
+    for each in form.whole:
         times = ", ".join(f"{value:.1f}" for value in each.seconds.values())
         table.add_row(
             each.plan.name,
@@ -124,10 +126,20 @@ def _plans(form: FormForecast, *, several: bool) -> Table:
     return table
 
 
-def _conversions(form: FormForecast) -> Iterator[Text]:
-    for each in form.plans:
+def _about_plans(form: FormForecast) -> Iterator[Text]:
+    for each in form.whole:
         if each.plan.conversions:
             yield Text(f"{each.plan.name} converts {'; '.join(each.plan.conversions)}", style="dim")
+        blocks = form.blocks(each)
+        if blocks:
+            bytes_of = attrgetter("device_bytes" if each.device_bytes else "host_bytes")
+            least = min(blocks, key=bytes_of)
+            most = least.plan.split.blocks if least.plan.split else 1
+            yield Text(
+                f"{each.plan.name} can be cut, where the whole doesn't fit: in {most} blocks it needs"
+                f" {bytes_text(bytes_of(least))}",
+                style="dim",
+            )
 
 
 def _devices(forecast: Forecast) -> Table:

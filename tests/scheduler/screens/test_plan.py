@@ -54,7 +54,7 @@ def learn(config: Path, *, cpu_seconds: float) -> None:
 
 def test_jobs_footprint_and_device_without_any_measurement(config):
     found = forecast(load_config(config))
-    ((form, jobs, (plan,)),) = [(each.form, each.jobs, each.plans) for each in found.forms]
+    ((form, jobs, (plan,)),) = [(each.form, each.jobs, each.whole) for each in found.forms]
     assert (form, jobs) == (((3, 16, 16), "uint16"), 4)
     assert (plan.plan.name, plan.plan.memory_types, plan.device_bytes) == ("cpu:numpy", ("numpy",), 0)
     # At least the stack of uint16 and its result in float32.
@@ -80,6 +80,18 @@ def test_time_and_placements_by_simulation_once_rates_are_measured(config):
     assert "10.0" in text
 
 
+def test_stacks_that_fit_only_in_blocks_are_planned_in_blocks(config, tmp_path):
+    pytest.importorskip("torch", reason="needs torch")
+    write_sample(tmp_path / "big", wells=1, sites=1, channels=1, planes=8, size=256)
+    text = CONFIG.replace("memory: [numpy]", "memory: [torch]").replace("img", "big")
+    config.write_text(text + "devices: {gpus: {virtual: [3MiB]}, cpu: false}\n")
+    found = forecast(load_config(config))
+    ((whole,), *_) = (form.whole for form in found.forms)
+    assert whole.device_bytes > 3 << 20
+    assert min(plan.device_bytes for plan in found.forms[0].blocks(whole)) < 3 << 20
+    assert f"{whole.plan.name} can be cut, where the whole doesn't fit" in invoke(config).stdout
+
+
 def test_screen(config, tmp_path):
     lines = [" ".join(line.split()) for line in invoke(config).stdout.splitlines()]
     assert lines[:3] == [
@@ -97,7 +109,7 @@ def test_json(config):
     assert record["steps"] == ["gaussian"]
     (form,) = record["forms"]
     assert (form["shape"], form["dtype"], form["jobs"]) == ([3, 16, 16], "uint16", 4)
-    assert [plan["name"] for plan in form["plans"]] == ["cpu:numpy"]
+    assert [plan["name"] for plan in form["plans"] if plan["blocks"] is None] == ["cpu:numpy"]
     (cpu,) = record["devices"]
     assert (cpu["name"], cpu["slots"], cpu["jobs"]) == ("cpu", 2, None)
     assert record["expected_s"] is None
@@ -123,7 +135,7 @@ def test_virtual_gpus_show_conversions_and_say_what_they_are(config):
     text = CONFIG.replace("memory: [numpy]", "memory: [torch, numpy]")
     config.write_text(text + "devices: {gpus: {virtual: [64MiB, 32MiB]}}\n")
     record = json.loads(invoke(config, "--json").stdout)
-    virtual, cpu = record["forms"][0]["plans"]
+    virtual, cpu = (plan for plan in record["forms"][0]["plans"] if plan["blocks"] is None)
     assert (virtual["memory_types"], cpu["memory_types"]) == (["torch"], ["numpy"])
     assert len(virtual["conversions"]) == 2
     assert virtual["device_bytes"] > 0

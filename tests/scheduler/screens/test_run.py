@@ -183,9 +183,6 @@ def test_for_real(tmp_path, config):
     assert tifffile.imread(tmp_path / "out/A01_s1_c1.ome.tif").shape == (3, 32, 32)
     assert re.search(r"^\[.* s\] done: 2/2 done", done.stderr, re.MULTILINE)
     assert "\x1b" not in done.stdout + done.stderr
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (again.returncode, again.stdout) == (2, "")
-    assert "pass --overwrite" in again.stderr
 
 
 def test_ctrl_c_keeps_what_is_done(tmp_path, config):
