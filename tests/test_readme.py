@@ -68,6 +68,12 @@ def test_the_table_of_built_in_steps_says_which_implementations_there_are():
         assert shown == set(resolve_step(name, with_=needed.get(name)).step.memory_types), name
 
 
+def test_pictures_are_there():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert pictures
+    assert all((Path(__file__).parent.parent / picture).is_file() for picture in pictures)
+
+
 def test_every_command_shown_exists():
     shown = set(re.findall(r"(?:^    \$ |`)stackyard (\w+)", README, re.MULTILINE))
     commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
