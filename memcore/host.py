@@ -68,8 +68,9 @@ class HostBlock:
         if spare and hasattr(mmap, "MADV_HUGEPAGE"):
             # Only huge pages that end inside the block: one that reached past it would be memory that
             # nobody counts.
-            advice = mmap.MADV_HUGEPAGE if huge_pages else mmap.MADV_NOHUGEPAGE
-            mapping.madvise(advice, skip, nbytes // HUGE_PAGE * HUGE_PAGE)
+            mapping.madvise(mmap.MADV_NOHUGEPAGE)
+            if huge_pages:
+                mapping.madvise(mmap.MADV_HUGEPAGE, skip, nbytes // HUGE_PAGE * HUGE_PAGE)
 
 
 class Memory(Protocol):
