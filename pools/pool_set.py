@@ -88,6 +88,8 @@ class PoolSet:
             The device has no limit.
         """
         device: GpuId = HOST if memory_type == "numpy" else gpu_id
+        if device != HOST and type(device) is not int:  # True would find the pool of device 1
+            raise DeviceError(f"gpu_id must be a device index or 'cpu', not {device!r}")
         return self._get(str(memory_type), device, lambda: self._store(str(memory_type), device))
 
     def pinned(self, memory_type: str, gpu_id: int) -> ArrayPool:
@@ -192,8 +194,14 @@ class PoolSet:
 
     def _place(self, backend: Backend, device: GpuId) -> GpuId:
         """The framework's own name for a device; raises DeviceError if it has no such place."""
-        if device in self.virtual_devices and device not in {info.gpu_id for info in backend.devices()}:
-            return backend.validate_gpu_id(HOST)
+        if device not in self.virtual_devices:
+            return backend.validate_gpu_id(device)
+        places = {info.gpu_id: info for info in backend.devices()}
+        stand_in = places.get(device)
+        if HOST in places and (stand_in is None or stand_in.kind == "gpu"):
+            return HOST
+        if stand_in is not None and stand_in.physical_id is not None:
+            raise DeviceError(f"{backend.memory_type} arrays need a real GPU, and device {device} is virtual")
         return backend.validate_gpu_id(device)
 
     def _budget(self, memory_type: str, device: GpuId) -> Budget:

@@ -94,9 +94,8 @@ class Store(ABC):
                 return False
             # polled: no event can tell of a death, since finalizers may not lock
             sleep(min(pause, left))
-            pause *= 2
-            if pause > 0.02:
-                pause = 0.02
+            pause = min(2 * pause, 0.1)
+            if pause == 0.1:
                 self.wait()
                 gc.collect()
         return True

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memcore.info import MemoryHeld
+from memcore.errors import DeviceError
+from memcore.info import DeviceInfo, MemoryHeld
 from pools import (
     ArrayPool,
     ForkedPoolError,
@@ -75,6 +76,61 @@ def test_a_device_that_is_not_there() -> None:
     pytest.importorskip("torch", reason="needs torch")
     with pytest.raises(ValueError, match="99"):
         PoolSet("1MiB", {99: "1MiB"}).pool("torch", 99)
+
+
+@pytest.mark.parametrize("gpu_id", [None, True, "0", 1.0, -1])
+def test_what_is_no_device(gpu_id: Any) -> None:
+    pytest.importorskip("torch", reason="needs torch")
+    pools = PoolSet("1MiB", {0: "1MiB", 1: "1MiB"})
+    with pytest.raises(DeviceError, match=r"gpu_id|not available"):
+        pools.pool("torch", gpu_id)
+    assert pools.pool("numpy", gpu_id) is pools.pool("numpy", 0)
+
+
+class Backend:
+    """Says where its arrays could live."""
+
+    memory_type = "framework"
+
+    def __init__(self, *places: DeviceInfo) -> None:
+        self.places = places
+
+    def devices(self) -> tuple[DeviceInfo, ...]:
+        return self.places
+
+    def validate_gpu_id(self, gpu_id: Any) -> Any:
+        if gpu_id not in {place.gpu_id for place in self.places}:
+            raise DeviceError(f"no {gpu_id}")
+        return gpu_id
+
+
+HOST = DeviceInfo("cpu", "cpu", "host memory")
+GPU = DeviceInfo(0, "gpu", "a real one", "0000:01:00")
+OPENCL = DeviceInfo(0, "gpu", "pthread", None)
+LOGICAL = DeviceInfo(0, "cpu", "logical CPU 0")
+
+
+@pytest.mark.parametrize(
+    ("places", "stand_in"),
+    [
+        ((HOST,), "cpu"),
+        ((HOST, GPU), "cpu"),
+        ((HOST, LOGICAL), 0),
+        ((OPENCL,), 0),
+        ((GPU,), None),
+        ((), None),
+    ],
+)
+def test_what_stands_in_for_a_virtual_device(tmp_path: Path, places: Any, stand_in: Any) -> None:
+    device = VirtualDeviceMemory(tmp_path / "device", "64KiB")
+    backend: Any = Backend(*places)
+    pools = PoolSet("1MiB", virtual_devices={0: device})
+    if stand_in is None:
+        with pytest.raises(DeviceError):
+            pools._place(backend, 0)
+    else:
+        assert pools._place(backend, 0) == stand_in
+    device.unlink()
 
 
 def test_a_leak_is_found_at_the_end_of_its_job(pools: PoolSet) -> None:
