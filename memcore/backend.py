@@ -50,6 +50,8 @@ class Backend(ABC):
     device_kinds: ClassVar[tuple[Literal["cpu", "gpu"], ...]] = ("cpu", "gpu")
     # The device memory that the library shares through DLPack, if any.
     device_memory: ClassVar[str | None] = None
+    # Importing device memory makes the library's current stream wait for the producer's work.
+    imports_in_stream_order: ClassVar[bool] = True
     # dtypes that the library holds exactly, by name.
     dtypes: ClassVar[frozenset[str]] = frozenset(ITEM_SIZES)
 
@@ -198,8 +200,12 @@ class Backend(ABC):
     def from_host(self, view: NDArray[Any], gpu_id: GpuId) -> Array:
         """A new array with memory of its own, ready on the current stream; `view` may be reused at once."""
 
-    def import_device_array(self, array: Array, gpu_id: GpuId) -> Array:
-        """A zero-copy view of another library's device array, through DLPack and in stream order."""
+    def export_device_array(self, array: Array) -> Any:
+        """The array with a `__dlpack__` that orders the consumer's stream after the array's own work."""
+        return array
+
+    def import_device_array(self, array: Any, gpu_id: GpuId) -> Array:
+        """A zero-copy view of another library's device array, through DLPack."""
         raise NotImplementedError(f"{self.memory_type} shares no device memory")
 
     # Allocation and copies

@@ -169,16 +169,18 @@ def _move(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:
     return target.move(data, place)
 
 
-def _borrow(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:  # noqa: ARG001
-    return target.import_device_array(data, place)
+def _borrow(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:
+    if not target.imports_in_stream_order:
+        source.synchronize(source.device_of(data))
+    return target.import_device_array(source.export_device_array(data), place)
 
 
-def _borrow_and_copy(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:  # noqa: ARG001
-    return target.duplicate(target.import_device_array(data, place))
+def _borrow_and_copy(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:
+    return target.duplicate(_borrow(data, source, target, place))
 
 
 def _move_and_borrow(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:
-    return target.import_device_array(source.move(data, place), place)
+    return _borrow(source.move(data, place), source, target, place)
 
 
 _IDENTITY = _Way(Route.IDENTITY, 0, _keep)

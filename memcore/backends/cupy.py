@@ -93,7 +93,7 @@ class CupyBackend(Backend):
             self.write_host(array, view)
         return array
 
-    def import_device_array(self, array: Array, gpu_id: GpuId) -> Array:
+    def import_device_array(self, array: Any, gpu_id: GpuId) -> Array:
         # from_dlpack hands the producer this device's current stream.
         with self.entered(gpu_id):
             return self.library.from_dlpack(array)

@@ -15,6 +15,21 @@ from memcore.info import DeviceInfo, MemoryHeld
 from memcore.memory_type import Array, GpuId, MemoryType
 
 
+class _Finished:
+    """A tensor whose work is done: its `__dlpack__` would refuse the stream that consumers name."""
+
+    __slots__ = ("_tensor",)
+
+    def __init__(self, tensor: Any) -> None:
+        self._tensor = tensor
+
+    def __dlpack__(self, **wishes: Any) -> Any:
+        return self._tensor.__dlpack__()
+
+    def __dlpack_device__(self) -> Any:
+        return self._tensor.__dlpack_device__()
+
+
 class TensorflowBackend(Backend):
     """`tf.Tensor` with values. Symbolic, ragged, sparse and Keras tensors and Variables are refused.
 
@@ -29,6 +44,7 @@ class TensorflowBackend(Backend):
     device_memory: ClassVar[str | None] = "cuda"
     type_roots: ClassVar[tuple[str, ...]] = ("tensorflow", "keras")
     immutable: ClassVar[bool] = True
+    imports_in_stream_order: ClassVar[bool] = False
     keeps_read_only: ClassVar[bool] = True
 
     def is_array_type(self, cls: type) -> bool:
@@ -74,7 +90,13 @@ class TensorflowBackend(Backend):
 
     def move(self, array: Array, gpu_id: GpuId) -> Array:
         with self._on(gpu_id):
-            return self.library.identity(array)
+            moved = self.library.identity(array)
+        if not self.in_host_memory(gpu_id) and "/device:GPU:" not in moved.backing_device:
+            raise BufferError(
+                f"tensorflow keeps {self.dtype_of(array)} tensors in host memory, on whatever device; "
+                "choose another dtype with convert_dtype(array, dtype, rule) first"
+            )
+        return moved
 
     def synchronize(self, gpu_id: GpuId) -> None:  # noqa: ARG002  waits for every device
         if self._has_gpus():
@@ -123,10 +145,13 @@ class TensorflowBackend(Backend):
         np.copyto(fresh, view, casting="no")
         if self.in_host_memory(gpu_id):
             return self.lend(fresh, gpu_id)
-        with self._on(gpu_id):
-            return self.library.identity(self.library.constant(fresh))
+        return self.move(self.library.constant(fresh), gpu_id)
 
-    def import_device_array(self, array: Array, gpu_id: GpuId) -> Array:  # noqa: ARG002  DLPack keeps the device
+    def export_device_array(self, array: Array) -> Any:
+        self.synchronize(self.device_of(array))
+        return _Finished(array)
+
+    def import_device_array(self, array: Any, gpu_id: GpuId) -> Array:  # noqa: ARG002  DLPack keeps the device
         return self.library.experimental.dlpack.from_dlpack(array.__dlpack__())
 
     def empty(self, shape: tuple[int, ...], dtype: str, gpu_id: GpuId) -> Array:

@@ -127,7 +127,7 @@ class TorchBackend(Backend):
         lent = self.lend(fresh, "cpu")
         return lent if gpu_id == "cpu" else lent.to(_device(gpu_id))
 
-    def import_device_array(self, array: Array, gpu_id: GpuId) -> Array:
+    def import_device_array(self, array: Any, gpu_id: GpuId) -> Array:
         # from_dlpack hands the producer this device's current stream.
         with self.entered(gpu_id):
             return self.library.from_dlpack(array)

@@ -62,7 +62,7 @@ def test_a_step_that_only_the_cpu_has_cuts_the_chain() -> None:
 
 
 def test_what_steps_cost_decides_where_bytes_do_not() -> None:
-    def cost(step: FunctionStep, memory_type: str, kind: str, nbytes: int) -> float:  # noqa: ARG001
+    def cost(step: FunctionStep, memory_type: str, kind: str, nbytes: int) -> float:
         return nbytes * (10 if kind == "cpu" else 1)
 
     best = plan_chain([step("numpy", "cupy")] * 2, INFO, BOTH, step_cost=cost, end="numpy")[0]

@@ -53,7 +53,7 @@ def test_a_stack_is_3d_on_the_way_in(shape: tuple[int, ...]) -> None:
 )
 def test_a_result_that_breaks_the_declaration_is_refused(result: Any, problem: str) -> None:
     @memory_types("numpy")
-    def bad(stack: Any) -> Any:  # noqa: ARG001
+    def bad(stack: Any) -> Any:
         return result
 
     with pytest.raises(ContractError, match=problem):
@@ -186,11 +186,11 @@ def test_an_undecorated_function_is_declared_from_outside() -> None:
 
 def test_a_keyword_only_context_is_seen() -> None:
     @memory_types("numpy")
-    def knows(stack: Any, *, context: Any) -> Any:  # noqa: ARG001
+    def knows(stack: Any, *, context: Any) -> Any:
         return stack
 
     @memory_types("numpy")
-    def does_not(stack: Any, context: Any = None) -> Any:  # noqa: ARG001
+    def does_not(stack: Any, context: Any = None) -> Any:
         return stack
 
     assert implementations_of(knows)[0].takes_context

@@ -242,7 +242,7 @@ class Exhausted(Exception):
 def test_running_out_of_memory_has_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = backend_of("pyclesperanto")
 
-    def full(*asked: Any) -> Any:  # noqa: ARG001
+    def full(*asked: Any) -> Any:
         raise Exhausted("no room")
 
     monkeypatch.setattr(backend, "from_host", full)
@@ -343,6 +343,51 @@ def test_device_memory_is_shared_only_on_one_physical_device(
     way, reason = _choose_between_devices(source, target, 0, 0, copy)
     assert (way.route, way.through_host) == (route, through_host)
     assert reason
+
+
+class Recording(Pretended):
+    """Notes what the exchange of device memory does, in order."""
+
+    imports_in_stream_order = True
+
+    def __init__(self, name: str, notes: list[str]) -> None:
+        super().__init__(name, {0: ONE})
+        self.notes = notes
+
+    def device_of(self, array: Any) -> Any:
+        return 0
+
+    def synchronize(self, gpu_id: Any) -> None:
+        self.notes.append(f"{self.memory_type} waits for {gpu_id}")
+
+    def export_device_array(self, array: Any) -> Any:
+        self.notes.append(f"{self.memory_type} exports")
+        return array
+
+    def import_device_array(self, array: Any, gpu_id: Any) -> Any:
+        self.notes.append(f"{self.memory_type} imports on {gpu_id}")
+        return array
+
+
+def test_a_library_without_streams_gets_finished_memory() -> None:
+    notes: list[str] = []
+    source, target = Recording("a", notes), Recording("b", notes)
+    way, _ = _choose_between_devices(source, target, 0, 0, None)
+    way.perform(object(), source, target, 0)
+    assert notes == ["a exports", "b imports on 0"]
+    notes.clear()
+    target.imports_in_stream_order = False  # type: ignore[misc]
+    way.perform(object(), source, target, 0)
+    assert notes == ["a waits for 0", "a exports", "b imports on 0"]
+
+
+def test_tensorflow_memory_goes_to_consumers_that_name_a_stream() -> None:
+    # tf.Tensor.__dlpack__ refuses any stream, and every CUDA consumer names its own.
+    tensor = converted("tensorflow")
+    exported = backend_of("tensorflow").export_device_array(tensor)
+    capsule = exported.__dlpack__(stream=1, max_version=(1, 0))
+    np.testing.assert_array_equal(torch.utils.dlpack.from_dlpack(capsule).numpy(), ramp())
+    assert exported.__dlpack_device__() == (1, 0)
 
 
 def test_another_device_of_both_libraries_is_one_move_away() -> None:

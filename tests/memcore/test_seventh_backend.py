@@ -60,7 +60,7 @@ class GridBackend(Backend):
     def devices(self) -> tuple[DeviceInfo, ...]:
         return (DeviceInfo("cpu", "cpu", "host memory"),)
 
-    def device_of(self, array: Grid) -> GpuId:  # noqa: ARG002
+    def device_of(self, array: Grid) -> GpuId:
         return "cpu"
 
     def dtype_of(self, array: Grid) -> str:
@@ -75,13 +75,13 @@ class GridBackend(Backend):
     def lend_obstacle(self, view: np.ndarray) -> str | None:
         return None if view.flags.c_contiguous else "a grid is contiguous"
 
-    def lend(self, view: np.ndarray, gpu_id: GpuId) -> Grid:  # noqa: ARG002
+    def lend(self, view: np.ndarray, gpu_id: GpuId) -> Grid:
         return Grid(view)
 
-    def from_host(self, view: np.ndarray, gpu_id: GpuId) -> Grid:  # noqa: ARG002
+    def from_host(self, view: np.ndarray, gpu_id: GpuId) -> Grid:
         return Grid(np.array(view, order="C"))
 
-    def empty(self, shape: tuple[int, ...], dtype: str, gpu_id: GpuId) -> Grid:  # noqa: ARG002
+    def empty(self, shape: tuple[int, ...], dtype: str, gpu_id: GpuId) -> Grid:
         return Grid(aligned_empty(tuple(shape), numpy_dtype(dtype)))
 
     def duplicate(self, array: Grid) -> Grid:
@@ -99,7 +99,7 @@ class TestGrid(BackendContract):
     place: ClassVar[GpuId] = "cpu"
 
     @pytest.fixture(autouse=True)
-    def here(self, registered: None) -> None:  # noqa: ARG002
+    def here(self, registered: None) -> None:
         type(self).backend = backend_of("grid")
 
     def make(self, values: np.ndarray) -> Any:
