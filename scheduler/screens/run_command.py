@@ -1,12 +1,16 @@
 """`stackyard run`: a config file carried out, with progress and an account at the end."""
 
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 
 from scheduler.config import ConfigError, load_config
 from scheduler.execution.devices import DevicesError
-from scheduler.execution.status import RunStatus
+from scheduler.execution.status import RunStatus, RunSummary
 from scheduler.images.errors import InputError, OutputError
 from scheduler.screens.check import check_steps
 from scheduler.screens.consoles import output_console
@@ -16,18 +20,32 @@ from scheduler.screens.run_folder import CANCEL_FILE
 from scheduler.screens.summary import print_summary
 from scheduler.steps.errors import StepError
 
+UNUSABLE = (InputError, OutputError, StepError, DevicesError)
+
+
+class Runner(Protocol):
+    """Carries a run out, telling `on_status` how it stands and ending soon after `stop` is set."""
+
+    def __call__(self, *, on_status: Callable[[RunStatus], None], stop: threading.Event) -> RunSummary: ...
+
 
 def run_command(path: Path, *, overwrite: bool, as_json: bool, quiet: bool, debug: bool) -> int:
     """Run the config at `path` and return the exit status."""
-    errors = Console(stderr=True)
     with errors_as_messages(debug=debug, unusable=(ConfigError,)):
         config = load_config(path)
         check_steps(config)
     # Dask takes a second to import: a config that can't be used is refused before that.
     from scheduler.execution.run import run
 
+    runner = partial(run, config, overwrite=overwrite)
+    return carry_out(runner, config.output.path, as_json=as_json, quiet=quiet, debug=debug)
+
+
+def carry_out(runner: Runner, results: Path, *, as_json: bool, quiet: bool, debug: bool) -> int:
+    """Let `runner` run, with progress and signals, give the account, and return the exit status."""
+    errors = Console(stderr=True)
     with (
-        errors_as_messages(debug=debug, unusable=(InputError, OutputError, StepError, DevicesError)),
+        errors_as_messages(debug=debug, unusable=UNUSABLE),
         progress_on(errors, quiet=quiet) as progress,
         stop_on_signals(progress.say) as stop,
     ):
@@ -38,11 +56,11 @@ def run_command(path: Path, *, overwrite: bool, as_json: bool, quiet: bool, debu
                 progress.say("cancelled; what is done is kept")
                 stop.set()
 
-        summary = run(config, overwrite=overwrite, on_status=show, stop=stop)
+        summary = runner(on_status=show, stop=stop)
     if as_json:
         print_json(summary.to_json())
     if summary.failures and (quiet or as_json):
-        print_summary(errors, summary, config.output.path)
+        print_summary(errors, summary, results)
     elif not quiet and not as_json:
-        print_summary(output_console(), summary, config.output.path)
+        print_summary(output_console(), summary, results)
     return summary.exit_status
