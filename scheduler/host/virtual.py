@@ -45,7 +45,10 @@ class VirtualProbe(Probe):
             return Reading(uuid, memory.capacity, None, f"virtual memory {uuid} can't be read: {error}")
 
     def close(self) -> None:
-        """Remove the files, unless they are lasting. Call it where the devices were made, at the run's end."""
+        """Remove the files, unless they are lasting.
+
+        Call it where the devices were made, at the run's end.
+        """
         if self._lasting:
             return
         for memory in self._memories.values():
