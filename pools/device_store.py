@@ -1,6 +1,5 @@
 """Device memory of CuPy, torch and pyclesperanto: raw buffers of the framework, lent through DLPack."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ class DeviceStore(Store):
     on the device and without waiting. What a user submits to further streams must be told with
     `lease.used_on(stream)`.
     """
+
+    works_apart = True
 
     def __init__(self, backend: Backend, gpu_id: int | str) -> None:
         self._backend = backend
@@ -73,8 +74,3 @@ class DeviceStore(Store):
 
     def wait(self) -> None:
         self._backend.synchronize(self._gpu_id)
-
-    def settle(self, owner: Callable[[], Any], timeout_s: float) -> bool:
-        # kernels may still write to what no object sees any more
-        self.wait()
-        return super().settle(owner, timeout_s)

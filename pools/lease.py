@@ -93,9 +93,10 @@ class Lease:
             The lease is over already.
         """
         self._pool.check_process()
-        again = ref(self.array)
+        again = ref(self._array if self._array is not None else self.array)
         self._array = None
-        if not self._pool._store.settle(self._owner, timeout_s):
+        store = self._pool._store
+        if (store.works_apart or self._owner() is not None) and not store.settle(self._owner, timeout_s):
             self._refuse(again, timeout_s, "released")
         self._block.ended = True
 

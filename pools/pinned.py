@@ -24,6 +24,7 @@ class PinnedStore(HostStore):
     """
 
     marks_work = True
+    works_apart = True
 
     def __init__(self, backend: Backend, gpu_id: int) -> None:
         super().__init__(huge_pages=False)

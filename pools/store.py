@@ -23,8 +23,13 @@ class Store(ABC):
     """Allocates, lends and frees the blocks of one memory type on one device; the pool decides when."""
 
     recycles = True
+    """Whether a block that nothing sees any more can be lent again."""
+
     marks_work = False
-    """Whether a block that nothing sees any more can be lent again, and whether `returned` is to be told."""
+    """Whether `returned` is to be told of such a block."""
+
+    works_apart = False
+    """Whether a device may still work on what no object sees any more."""
 
     lease_type = Lease
 
@@ -82,9 +87,11 @@ class Store(ABC):
         Asynchronous frameworks let go of an array when their work is done, JAX only at its next operation
         or at a garbage collection.
         """
+        deadline = monotonic() + timeout_s
+        if self.works_apart:
+            self.wait()
         if owner() is None:
             return True
-        deadline = monotonic() + timeout_s
         self.wait()
         gc.collect()
         pause = 0.0005

@@ -85,6 +85,13 @@ def test_work_submitted_after_the_last_alias_died_is_not_waited_for(
     assert pool.lease(SIZE, "uint8").array.ctypes.data == first
 
 
+def test_release_waits_for_the_device(pool: ArrayPool, driver: PinningBackend) -> None:
+    lease = pool.lease(SIZE, "uint8")
+    driver.stream.submit()
+    lease.release()
+    assert driver.stream.done == 1
+
+
 def test_a_live_alias_keeps_its_pages_pinned(pool: ArrayPool, driver: PinningBackend) -> None:
     with pool.acquire(SIZE, "uint8") as array:
         view = array[3:]
