@@ -131,15 +131,16 @@ def subtract_background_cupy(stack: Any, *, radius: int = 50) -> Any:
 
 @subtract_background.register("torch", workspace=_padded_planes_workspace)
 def subtract_background_torch(stack: Any, *, radius: int = 50) -> Any:
-    """`subtract_background` on torch tensors, slice by slice; integers go through int64."""
+    """`subtract_background` on torch tensors, slice by slice; integers are compared as signed ones."""
     import torch
 
     dtype = _require_unwrapped(dtype_name(stack))
     reach = window_radius(radius)
+    comparable = {"uint8": torch.int32, "uint16": torch.int32, "uint32": torch.int64}.get(dtype)
     out = torch.empty(stack.shape, dtype=stack.dtype, device=stack.device)
     with torch.no_grad():
         for plane, result in zip(stack, out, strict=True):
-            values = plane if dtype.startswith("float") else plane.to(torch.int64)
+            values = plane if comparable is None else plane.to(comparable)
             background = _opened(values, reach, torch.minimum, torch.maximum, torch.concat)
             result.copy_(values - background)
     return out
