@@ -57,6 +57,7 @@ def run(
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what failed.")] = False,
     debug: Debug = False,
+    tell_run: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run the jobs of a config file.
 
@@ -68,7 +69,27 @@ def run(
     """
     from scheduler.screens.run_command import run_command
 
-    raise typer.Exit(run_command(config, overwrite=overwrite, as_json=as_json, quiet=quiet, debug=debug))
+    raise typer.Exit(
+        run_command(config, overwrite=overwrite, as_json=as_json, quiet=quiet, debug=debug, tell=tell_run)
+    )
+
+
+@app.command()
+def submit(
+    config: Annotated[Path, typer.Argument(help="The YAML file that describes the run.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a config by a process of its own, which outlives the terminal, and print the run's folder.
+
+    `stackyard status` and `stackyard cancel` reach it from any shell.
+
+    Example: stackyard submit configs/quickstart.yaml
+    """
+    from scheduler.screens.submit_command import submit_command
+
+    submit_command(config, overwrite=overwrite, as_json=as_json, debug=debug)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from scheduler.screens.consoles import output_console
 from scheduler.screens.exits import errors_as_messages, print_json, stop_on_signals
 from scheduler.screens.progress import progress_on
 from scheduler.screens.run_folder import CANCEL_FILE
+from scheduler.screens.submit_command import tell_run
 from scheduler.screens.summary import print_summary
 from scheduler.steps.errors import StepError
 
@@ -29,8 +30,10 @@ class Runner(Protocol):
     def __call__(self, *, on_status: Callable[[RunStatus], None], stop: threading.Event) -> RunSummary: ...
 
 
-def run_command(path: Path, *, overwrite: bool, as_json: bool, quiet: bool, debug: bool) -> int:
-    """Run the config at `path` and return the exit status."""
+def run_command(
+    path: Path, *, overwrite: bool, as_json: bool, quiet: bool, debug: bool, tell: Path | None = None
+) -> int:
+    """Run the config at `path` and return the exit status; `submit` waits for the run's folder in `tell`."""
     with errors_as_messages(debug=debug, unusable=(ConfigError,)):
         config = load_config(path)
         check_steps(config)
@@ -38,10 +41,12 @@ def run_command(path: Path, *, overwrite: bool, as_json: bool, quiet: bool, debu
     from scheduler.execution.run import run
 
     runner = partial(run, config, overwrite=overwrite)
-    return carry_out(runner, config.output.path, as_json=as_json, quiet=quiet, debug=debug)
+    return carry_out(runner, config.output.path, as_json=as_json, quiet=quiet, debug=debug, tell=tell)
 
 
-def carry_out(runner: Runner, results: Path, *, as_json: bool, quiet: bool, debug: bool) -> int:
+def carry_out(
+    runner: Runner, results: Path, *, as_json: bool, quiet: bool, debug: bool, tell: Path | None = None
+) -> int:
     """Let `runner` run, with progress and signals, give the account, and return the exit status."""
     errors = Console(stderr=True)
     with (
@@ -49,9 +54,14 @@ def carry_out(runner: Runner, results: Path, *, as_json: bool, quiet: bool, debu
         progress_on(errors, quiet=quiet) as progress,
         stop_on_signals(progress.say) as stop,
     ):
+        told = tell is None
 
         def show(status: RunStatus) -> None:
+            nonlocal told
             progress.update(status)
+            if not told and tell is not None:
+                told = True
+                tell_run(tell, status.run_dir)
             if not stop.is_set() and Path(status.run_dir, CANCEL_FILE).exists():
                 progress.say("cancelled; what is done is kept")
                 stop.set()
