@@ -63,7 +63,7 @@ def _padded_planes_workspace(shape: tuple[int, ...], _dtype: str, radius: int = 
     return 8 * 8 * (rows + 2 * radius) * (columns + 2 * radius) + ALLOWANCE_BYTES
 
 
-@memory_types("numpy", splittable="zyx", halo=_halo, workspace=_plane_workspace)
+@memory_types("numpy", slice_by_slice=True, splittable="zyx", halo=_halo, workspace=_plane_workspace)
 def subtract_background(stack: NDArray[Any], *, radius: int = 50) -> NDArray[Any]:
     """Subtract from each slice its background: what is left without what is narrower than a window.
 
