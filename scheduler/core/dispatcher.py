@@ -60,7 +60,7 @@ class Dispatcher:
         Raises
         ------
         ValueError
-            A job was added twice under one id.
+            A job was added twice under one id, or has other plans than jobs of its kind before it.
         """
         state = self._state
         if event.now > state.now:

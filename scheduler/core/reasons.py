@@ -66,13 +66,14 @@ def _obstacle(state: State, record: JobRecord, account: DeviceAccount) -> str:
     options = group.options.get(account.cls.index, ())
     need = min((option.need for option in options), default=0)
     if not account.online:
-        return f"{name} is offline ({account.problem or 'its worker is gone'})"
+        return f"{name} is {account.problem or 'offline: its worker is gone'}"
     if not account.known:
         return f"{name}'s free memory is unknown ({account.problem}), which is not the same as free"
     if account.blocked:
         return f"{name} refused it and waits for a fresh look at its memory ({account.blocked})"
     if account.exclusive is not None:
-        return f"{name} runs {account.exclusive} alone to measure it or because it is a suspect"
+        cold = account.running[account.exclusive].group.cold
+        return f"{name} runs {account.exclusive} alone, {'to measure it' if cold else 'as it must run alone'}"
     if not account.slots:
         return f"{name} has no worker for it"
     if account.claim is not None and account.claim is not record:

@@ -114,6 +114,10 @@ class State:
         group = self.groups.get(key)
         if group is None:
             group = self.groups[key] = self.new_group(job)
+        elif group.plans is not job.plans and group.plans != job.plans:
+            raise ValueError(
+                f"job {job.job_id!r} has other plans than those of its kind {job.kind!r} before it"
+            )
         return group
 
     def new_group(self, job: Job) -> Group:
