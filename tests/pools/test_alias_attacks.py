@@ -397,3 +397,31 @@ class TestPyclesperanto:
                 other.fill(-1)
             del other
             assert (result.get() == value + 1).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("memory_type", ["cupy", "torch"])
+@pytest.mark.parametrize(
+    "make_alias",
+    [
+        lambda array: array[1:],
+        lambda array: array.reshape(-1)[5:],
+        lambda array: array.T if array.ndim == 2 else array[:, ::2],
+        lambda array: pytest.importorskip("torch", reason="needs torch").from_dlpack(array)[2:],
+    ],
+)
+def test_no_live_alias_on_a_gpu_sees_a_change(memory_type: str, make_alias: Callable[[Any], Any]) -> None:
+    pytest.importorskip(memory_type, reason=f"needs {memory_type}")
+    pool = PoolSet("1MiB", {0: "64MiB"}).pool(memory_type, 0)
+    with pool.acquire(SHAPE, "float32") as array:
+        array[...] = 7
+        alias = make_alias(array)
+    del array
+    for value in range(50):
+        with pool.acquire(SHAPE, "float32") as other:
+            other[...] = value
+        del other
+    assert bool((alias == 7).all())
+    del alias
+    gc.collect()
+    assert pool.stats().bytes_in_use == 0

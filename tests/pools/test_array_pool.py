@@ -3,11 +3,13 @@
 import os
 import pickle
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pools import ArrayPool, ForkedPoolError, LeaseEndedError, LiveAliasError, PoolExhaustedError, held_by
+from pools.host_store import HostStore
 from pools.sizes import parse_size, size_class
 
 MIB = 1 << 20
@@ -285,3 +287,55 @@ def test_sizes_as_people_write_them() -> None:
     for wrong_type in (True, 1.5, None):
         with pytest.raises(TypeError, match="4GiB"):
             parse_size(wrong_type)  # type: ignore[arg-type]
+
+
+def mapping_at(where: int) -> dict[str, str] | None:
+    """What the kernel says of the mapping that holds this address; None if nothing is mapped there."""
+    found: dict[str, str] | None = None
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, rest = line.partition(" ")
+        if not first.endswith(":"):
+            if found is not None:
+                break
+            start, _, end = first.partition("-")
+            if int(start, 16) <= where < int(end, 16):
+                found = {}
+        elif found is not None:
+            found[first[:-1]] = rest.strip()
+    return found
+
+
+linux_only = pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs Linux")
+
+
+@linux_only
+def test_large_buffers_ask_for_huge_pages_unless_told_not_to() -> None:
+    for huge_pages, flag in ((True, "hg"), (False, "nh")):
+        pool = ArrayPool("64MiB", store=HostStore(huge_pages=huge_pages))
+        with pool.acquire(8 * MIB, "uint8") as array:
+            mapping = mapping_at(address(array))
+            assert mapping is not None
+            assert flag in mapping["VmFlags"].split()
+
+
+@linux_only
+def test_a_buffer_takes_no_memory_beyond_what_is_counted() -> None:
+    """Huge pages that reached past the block would be memory that nobody counts."""
+    pool = ArrayPool("64MiB")
+    with pool.acquire(9 * MIB - 4096, "uint8") as array:
+        array[:] = 1
+        mapping = mapping_at(address(array))
+        assert mapping is not None
+        assert int(mapping["Rss"].split()[0]) * 1024 <= pool.stats().bytes_in_use
+
+
+@linux_only
+def test_trimming_unmaps() -> None:
+    pool = ArrayPool("64MiB")
+    with pool.acquire(32 * MIB, "uint8") as array:
+        array[:] = 1
+        where = address(array)
+    del array
+    assert mapping_at(where) is not None
+    assert pool.trim() == 32 * MIB
+    assert mapping_at(where) is None
