@@ -69,21 +69,22 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class AttemptReport:
-    """What comes back from a worker. Times in seconds."""
+    """What comes back from a worker. Times in seconds; `result`: shape and dtype of what was written."""
 
     outcome: Outcome
     worker_pid: int
     times: Mapping[str, float] = field(default_factory=dict)
     steps: tuple[StepRecord, ...] = ()
+    result: tuple[tuple[int, ...], str] | None = None
 
 
 def run_attempt(task: AttemptTask) -> AttemptReport:
     """Carry out `task` in this worker process. A job's errors come back as outcomes, not as exceptions."""
     state = current_worker()
     header = f"attempt {task.number} on {state.device.name}, {time.strftime('%Y-%m-%d %H:%M:%S')}"
-    times: dict[str, float] = {}
+    course = _Course()
     with attempt_log(state.run_dir / "logs" / f"{task.job_id}.log", header) as log:
-        outcome, trace = _outcome(state, task, times)
+        outcome, trace = _outcome(state, task, course)
         if trace:
             log.write(trace)
         if isinstance(outcome, OutOfMemory):
@@ -93,7 +94,7 @@ def run_attempt(task: AttemptTask) -> AttemptReport:
             state.report_memory()
         for lease in state.pools.end_job(task.job_id):
             log.write(f"leak: {lease}\n")
-    return AttemptReport(outcome, os.getpid(), times, step_records(state, task))
+    return AttemptReport(outcome, os.getpid(), course.times, course.steps, course.result)
 
 
 def step_records(state: WorkerState, task: AttemptTask) -> tuple[StepRecord, ...]:
@@ -111,17 +112,26 @@ def step_records(state: WorkerState, task: AttemptTask) -> tuple[StepRecord, ...
     )
 
 
-def _outcome(state: WorkerState, task: AttemptTask, times: dict[str, float]) -> tuple[Outcome, str]:
+@dataclass(slots=True)
+class _Course:
+    """How far an attempt came."""
+
+    times: dict[str, float] = field(default_factory=dict)
+    steps: tuple[StepRecord, ...] = ()
+    result: tuple[tuple[int, ...], str] | None = None
+
+
+def _outcome(state: WorkerState, task: AttemptTask, course: _Course) -> tuple[Outcome, str]:
     """Run the attempt; returns how it ended, and the text of the traceback if it didn't succeed."""
     peak = HostPeak()
     with state.attempt() as company:
         try:
             # Imports are no part of the job's footprint, nor of its time.
-            step_records(state, task)
+            course.steps = step_records(state, task)
             if company.alone and state.measures(task.kind):
                 peak.start(idle_bytes=state.pools.memory("cpu").idle)
             began = time.monotonic()
-            _carry_out(state, task, times)
+            _carry_out(state, task, course)
         except RefusedError as error:
             return Refused(str(error), error.denial.snapshot), ""
         except Exception as error:  # noqa: BLE001  whatever a user's step raises is the outcome
@@ -141,7 +151,7 @@ def _outcome(state: WorkerState, task: AttemptTask, times: dict[str, float]) -> 
         return done, ""
 
 
-def _carry_out(state: WorkerState, task: AttemptTask, times: dict[str, float]) -> None:
+def _carry_out(state: WorkerState, task: AttemptTask, course: _Course) -> None:
     with (
         state.reserved(task.job_id, device_bytes=task.device_bytes, host_bytes=task.host_bytes),
         contextlib.ExitStack() as leases,
@@ -150,11 +160,11 @@ def _carry_out(state: WorkerState, task: AttemptTask, times: dict[str, float]) -
         host_pool = state.pools.pool("numpy", "cpu")
         with host_pool.acquire(task.source.shape, task.source.dtype, job=task.job_id) as stack:
             read_stack(task.source, stack)
-            times["read_s"] = time.monotonic() - began
+            course.times["read_s"] = time.monotonic() - began
             with state.compute:
                 began = time.monotonic()
                 result = _compute(state, task, stack, leases)
-                times["compute_s"] = time.monotonic() - began
+                course.times["compute_s"] = time.monotonic() - began
             began = time.monotonic()
             write_stack(
                 Path(task.output.path),
@@ -165,12 +175,13 @@ def _carry_out(state: WorkerState, task: AttemptTask, times: dict[str, float]) -
                 provenance={
                     **task.output.provenance,
                     "job": task.job_id,
-                    "steps": [asdict(record) for record in step_records(state, task)],
+                    "steps": [asdict(record) for record in course.steps],
                     "blocks": task.split.blocks if task.split else 1,
                 },
                 overwrite=task.output.overwrite,
             )
-            times["write_s"] = time.monotonic() - began
+            course.times["write_s"] = time.monotonic() - began
+            course.result = result.shape, result.dtype.name
             # The name bound by `as` is an alias too: with it the buffer would stay taken until the return.
             del result, stack
 

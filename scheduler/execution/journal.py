@@ -6,8 +6,9 @@ after the run.
 """
 
 import json
+import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +25,8 @@ CREATE TABLE device (
 );
 CREATE TABLE job (
     job_id TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', output TEXT,
-    shape TEXT NOT NULL, dtype TEXT NOT NULL, added_at REAL NOT NULL, ended_at REAL
+    shape TEXT NOT NULL, dtype TEXT NOT NULL, added_at REAL NOT NULL, ended_at REAL,
+    result_shape TEXT, result_dtype TEXT
 );
 CREATE TABLE attempt (
     job_id TEXT NOT NULL REFERENCES job, number INTEGER NOT NULL, device TEXT NOT NULL,
@@ -44,8 +46,21 @@ CREATE INDEX decision_of_job ON decision (job_id);
 
 
 @dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job as it enters the journal: where its result will be, and the form of the stack that goes in."""
+
+    job_id: str
+    output: str | None
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
 class JournalJob:
-    """One row of the job table: `state` is waiting, running, done, failed, cancelled or set_aside."""
+    """One row of the job table: `state` is waiting, running, done, failed, cancelled or set_aside.
+
+    `shape` and `dtype` are those of the stack that goes in; `result` has those of the one that came out.
+    """
 
     job_id: str
     state: str
@@ -53,6 +68,8 @@ class JournalJob:
     output: str | None
     shape: tuple[int, ...]
     dtype: str
+    attempts: int
+    result: tuple[tuple[int, ...], str] | None
 
 
 class Journal:
@@ -69,24 +86,51 @@ class Journal:
 
     @classmethod
     def create(
-        cls, path: Path, *, version: str, host: str, started_at: float, config: Mapping[str, Any]
+        cls,
+        path: Path,
+        *,
+        version: str,
+        host: str,
+        started_at: float,
+        config: Mapping[str, Any],
+        jobs: Iterable[NewJob] = (),
     ) -> Self:
-        """Make a new journal; the file must not exist."""
+        """Make a new journal with all its jobs; it appears whole, under a path where there is none yet."""
         if path.exists():
             raise FileExistsError(f"{path} exists: one run folder holds one run")
-        connection = sqlite3.connect(path)
-        connection.executescript(SCHEMA)
-        connection.execute(
+        partial = path.with_name(f".{path.name}.part")
+        journal = cls(sqlite3.connect(partial))
+        journal._connection.executescript(SCHEMA)
+        journal._connection.execute(
             "INSERT INTO run VALUES (?, ?, ?, ?, NULL, 'running', ?)",
             (SCHEMA_VERSION, version, host, started_at, json.dumps(config)),
         )
-        connection.commit()
-        return cls(connection)
+        for job in jobs:
+            journal.add_job(job.job_id, output=job.output, shape=job.shape, dtype=job.dtype, at=started_at)
+        journal.commit()
+        journal.close()
+        os.replace(partial, path)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the journal of a run that goes on; sqlite3.OperationalError if there is none."""
+        return cls(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True))
 
     @classmethod
     def open_readonly(cls, path: Path) -> Self:
-        """Open an existing journal for reading."""
-        return cls(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True))
+        """Open an existing journal for reading.
+
+        The file is opened for writing where that is allowed: a driver that was killed in the middle of a
+        commit has left a transaction that the next one to look must roll back.
+        """
+        journal = cls.open(path)
+        journal._connection.execute("PRAGMA query_only = ON")
+        return journal
+
+    def restart(self) -> None:
+        """The run goes on."""
+        self._connection.execute("UPDATE run SET state = 'running', ended_at = NULL")
 
     def add_device(
         self, uuid: str, name: str, kind: str, *, virtual: bool, total_bytes: int, slots: int
@@ -100,7 +144,7 @@ class Journal:
     def add_job(
         self, job_id: str, *, output: str | None, shape: tuple[int, ...], dtype: str, at: float
     ) -> None:
-        """Record a job before its first decision."""
+        """Record one more job before its first decision."""
         self._connection.execute(
             "INSERT INTO job (job_id, state, output, shape, dtype, added_at)"
             " VALUES (?, 'waiting', ?, ?, ?, ?)",
@@ -140,6 +184,21 @@ class Journal:
         """Record a job's final state and its reason."""
         self._connection.execute(
             "UPDATE job SET state = ?, reason = ?, ended_at = ? WHERE job_id = ?", (state, reason, at, job_id)
+        )
+
+    def set_result(self, job_id: str, *, shape: tuple[int, ...], dtype: str) -> None:
+        """Record the form of a job's output, by which `resume` knows it again."""
+        self._connection.execute(
+            "UPDATE job SET result_shape = ?, result_dtype = ? WHERE job_id = ?",
+            (json.dumps(shape), dtype, job_id),
+        )
+
+    def wait_again(self, job_id: str) -> None:
+        """A job of an earlier driver is to be done anew; what it has left is forgotten."""
+        self._connection.execute(
+            "UPDATE job SET state = 'waiting', reason = '', ended_at = NULL,"
+            " result_shape = NULL, result_dtype = NULL WHERE job_id = ?",
+            (job_id,),
         )
 
     def add_decision(
@@ -189,10 +248,23 @@ class Journal:
     def jobs(self) -> Iterator[JournalJob]:
         """Every job with its last state, in the order in which they were added."""
         rows = self._connection.execute(
-            "SELECT job_id, state, reason, output, shape, dtype FROM job ORDER BY rowid"
+            "SELECT job_id, state, reason, output, shape, dtype, result_shape, result_dtype,"
+            " (SELECT COALESCE(MAX(number), 0) FROM attempt WHERE attempt.job_id = job.job_id)"
+            " FROM job ORDER BY rowid"
         )
-        for job_id, state, reason, output, shape, dtype in rows:
-            yield JournalJob(job_id, state, reason, output, tuple(json.loads(shape)), dtype)
+        for job_id, state, reason, output, shape, dtype, result_shape, result_dtype, attempts in rows:
+            result = None if result_shape is None else (tuple(json.loads(result_shape)), result_dtype)
+            yield JournalJob(job_id, state, reason, output, tuple(json.loads(shape)), dtype, attempts, result)
+
+    def done_by_device(self) -> dict[str, int]:
+        """How many jobs each device, by uuid, has done; a job done twice counts where it was done last."""
+        return dict(
+            self._connection.execute(
+                "SELECT device, COUNT(*) FROM job JOIN attempt USING (job_id)"
+                " WHERE job.state = 'done' AND outcome = 'done' AND number ="
+                " (SELECT MAX(number) FROM attempt AS last WHERE last.job_id = job.job_id) GROUP BY device"
+            )
+        )
 
     def decisions(self, job_id: str) -> list[tuple[str, str]]:
         """(verdict, reason) of every decision about a job, oldest first."""

@@ -4,59 +4,96 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from scheduler.core.events import Done, Failed, Outcome, OutOfMemory, Refused, TimedOut, WorkerDied
 from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import Decision, Device, DeviceView, Placement, Waiting
 from scheduler.execution.attempt import AttemptReport
-from scheduler.execution.journal import Journal
+from scheduler.execution.journal import Journal, NewJob
+from scheduler.execution.prepare import PreparedJob
 from scheduler.execution.status import DeviceStatus, JobFailure, RunStatus, RunSummary, WaitingJob
 
+JOURNAL = "journal.sqlite"
 STATUS_S = 1.0
 VIEW_S = 0.25
 MEMORY_S = 1.0
 
 
 class JournalRecord:
-    """Keeps a run's counts, writes its journal and status.json, and shows its moments to `on_status`."""
+    """Keeps a run's counts, writes its journal and status.json, and shows its moments to `on_status`.
+
+    Made by `begin` for a new run, by `go_on` for one that `resume` continues.
+    """
 
     def __init__(
-        self,
-        run_dir: Path,
-        config: Mapping[str, Any],
-        *,
-        on_status: Callable[[RunStatus], None] | None = None,
+        self, run_dir: Path, journal: Journal, on_status: Callable[[RunStatus], None] | None
     ) -> None:
         self.run_dir = run_dir
         self.failures: list[JobFailure] = []
         self.done: dict[str, int] = {}
         self.oom_attempts = 0
+        self._journal = journal
         self._on_status = on_status
         self._jobs = 0
+        self._attempts_before: dict[str, int] = {}
         self._devices: dict[str, Device] = {}
         self._last_event = ""
         self._last_reason: dict[str, str] = {}
         self._shown_at = self._written_at = self._memory_at = float("-inf")
         self._began = time.monotonic()
         self._first_start: float | None = None
-        self._journal = Journal.create(
-            run_dir / "journal.sqlite",
+        self._done_before = 0
+
+    @classmethod
+    def begin(
+        cls,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        jobs: Sequence[PreparedJob],
+        on_status: Callable[[RunStatus], None] | None,
+    ) -> Self:
+        """Make the folder of a new run, and a journal with its jobs."""
+        run_dir.mkdir(parents=True)
+        journal = Journal.create(
+            run_dir / JOURNAL,
             version=version("stackyard"),
             host=socket.gethostname(),
             started_at=time.time(),
             config=config,
+            jobs=[NewJob(job.job_id, str(job.output), job.source.shape, job.source.dtype) for job in jobs],
         )
+        record = cls(run_dir, journal, on_status)
+        record._jobs = len(jobs)
+        return record
+
+    @classmethod
+    def go_on(
+        cls, run_dir: Path, again: Iterable[str], on_status: Callable[[RunStatus], None] | None
+    ) -> Self:
+        """Open the journal of a run that ended early; the jobs in `again` are to be done, the others are."""
+        journal = Journal.open(run_dir / JOURNAL)
+        journal.restart()
+        record = cls(run_dir, journal, on_status)
+        for job_id in again:
+            journal.wait_again(job_id)
+        for job in journal.jobs():
+            record._jobs += 1
+            record._attempts_before[job.job_id] = job.attempts
+        record.done = journal.done_by_device()
+        record._done_before = sum(record.done.values())
+        journal.commit()
+        return record
 
     def add_devices(self, devices: Sequence[Device]) -> None:
         """Name the devices that the run may use."""
         for device in devices:
             self._devices[device.uuid] = device
-            self.done[device.uuid] = 0
+            self.done.setdefault(device.uuid, 0)
             self._journal.add_device(
                 device.uuid,
                 device.name,
@@ -65,11 +102,6 @@ class JournalRecord:
                 total_bytes=device.total_bytes,
                 slots=device.slots,
             )
-
-    def add_job(self, job_id: str, *, output: str, shape: tuple[int, ...], dtype: str) -> None:
-        """Name a job before it is decided on."""
-        self._jobs += 1
-        self._journal.add_job(job_id, output=output, shape=shape, dtype=dtype, at=time.time())
 
     def remark(self, text: str) -> None:
         """Show `text` as the run's last event."""
@@ -94,7 +126,7 @@ class JournalRecord:
         plan = placement.plan
         self._journal.start_attempt(
             placement.job_id,
-            placement.attempt,
+            self._number(placement),
             device=placement.device,
             plan={
                 "name": plan.name,
@@ -124,13 +156,16 @@ class JournalRecord:
         detail |= outcome_detail(outcome)
         self._journal.end_attempt(
             placement.job_id,
-            placement.attempt,
+            self._number(placement),
             outcome=_OUTCOME_NAMES[type(outcome)],
             detail=detail,
             at=time.time(),
         )
         if isinstance(outcome, Done):
             self.done[placement.device] += 1
+            if report is not None and report.result is not None:
+                shape, dtype = report.result
+                self._journal.set_result(placement.job_id, shape=shape, dtype=dtype)
 
     def finished(self, job_id: str, outcome: JobOutcome, reason: str) -> None:
         """A job is over."""
@@ -199,7 +234,7 @@ class JournalRecord:
         done = sum(self.done.values())
         rate = None
         if done and self._first_start is not None and now > self._first_start:
-            rate = done / (now - self._first_start)
+            rate = (done - self._done_before) / (now - self._first_start)
         left = self._jobs - done - len(self.failures)
         return RunStatus(
             run_dir=str(self.run_dir),
@@ -228,6 +263,10 @@ class JournalRecord:
                 external_bytes=view.external_bytes,
                 at=time.time(),
             )
+
+    def _number(self, placement: Placement) -> int:
+        """The attempt's number in the journal, which counts those of earlier drivers too."""
+        return self._attempts_before.get(placement.job_id, 0) + placement.attempt
 
     def _name(self, uuid: str) -> str:
         return self._devices[uuid].name

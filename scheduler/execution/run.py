@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 
 from scheduler.config.model import RunConfig
 from scheduler.core.dispatcher import Dispatcher
@@ -19,6 +20,7 @@ from scheduler.execution.jobs import Form, dispatcher_job, plans_by_form
 from scheduler.execution.plans import step_types
 from scheduler.execution.prepare import PreparedRun, prepare
 from scheduler.execution.record import JournalRecord
+from scheduler.execution.run_lock import run_lock
 from scheduler.execution.status import RunStatus, RunSummary
 from scheduler.execution.usable import installed, problems_here
 from scheduler.execution.worker import StackyardWorker, WorkerSettings, read_worker_pids
@@ -58,13 +60,31 @@ def run(
     """
     prepared = prepare(config, overwrite=overwrite)
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    discovery = open_devices(config, run_id=run_id, jobs=len(prepared.jobs))
+    run_dir = config.output.path / ".stackyard" / run_id
+
+    def begin() -> JournalRecord:
+        return JournalRecord.begin(run_dir, config.model_dump(mode="json"), prepared.jobs, on_status)
+
+    with run_lock(config, run_id):
+        return carry_out(prepared, run_dir, begin, overwrite=overwrite, stop=stop)
+
+
+def carry_out(
+    prepared: PreparedRun,
+    run_dir: Path,
+    make_record: Callable[[], JournalRecord],
+    *,
+    overwrite: bool,
+    stop: threading.Event | None,
+) -> RunSummary:
+    """Run the prepared jobs; `make_record` is called once nothing is left that could refuse them all."""
+    discovery = open_devices(prepared.config, run_id=run_dir.name, jobs=len(prepared.jobs))
     try:
         names = step_types(step.step for step in prepared.steps)
         kinds = {device.kind for device in discovery.devices if device.slots}
         usable = {kind: installed(names, kind) for kind in kinds}
         plans = plans_by_form(prepared, usable)
-        return _Run(prepared, discovery, run_id, overwrite, on_status).carry_out(plans, usable, stop)
+        return _Run(prepared, discovery, make_record(), overwrite).carry_out(plans, usable, stop)
     finally:
         discovery.close()
 
@@ -73,28 +93,18 @@ class _Run:
     """One run under way: its folder, its record, and what its parts need of each other."""
 
     def __init__(
-        self,
-        prepared: PreparedRun,
-        discovery: Discovery,
-        run_id: str,
-        overwrite: bool,
-        on_status: Callable[[RunStatus], None] | None,
+        self, prepared: PreparedRun, discovery: Discovery, record: JournalRecord, overwrite: bool
     ) -> None:
         self.prepared = prepared
         self.config = prepared.config
         self.discovery = discovery
         self.devices = discovery.devices
-        self.run_id = run_id
+        self.record = record
+        self.run_dir = record.run_dir
+        self.run_id = record.run_dir.name
         self.overwrite = overwrite
         self.jobs = {job.job_id: job for job in prepared.jobs}
-        self.run_dir = self.config.output.path / ".stackyard" / run_id
-        self.run_dir.mkdir(parents=True)
-        self.record = JournalRecord(self.run_dir, self.config.model_dump(mode="json"), on_status=on_status)
         self.record.add_devices(self.devices)
-        for job in prepared.jobs:
-            self.record.add_job(
-                job.job_id, output=str(job.output), shape=job.source.shape, dtype=job.source.dtype
-            )
         for problem in discovery.problems:
             self.record.remark(problem)
 

@@ -1,0 +1,91 @@
+"""`resume(run_dir)`: finish a run that was interrupted, or whose driver died, doing only what isn't done."""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from scheduler.config.model import RunConfig
+from scheduler.execution.journal import Journal, JournalJob
+from scheduler.execution.prepare import PreparedRun, look
+from scheduler.execution.record import JOURNAL, JournalRecord
+from scheduler.execution.run import carry_out
+from scheduler.execution.run_lock import run_lock
+from scheduler.execution.status import RunStatus, RunSummary
+from scheduler.execution.worker import read_worker_pids
+from scheduler.images.errors import InputError
+from scheduler.images.outputs import check_output_folder, remove_partials, verify_stack
+
+
+class ResumeError(ValueError):
+    """The folder holds no run that can be resumed."""
+
+
+def resume(
+    run_dir: Path | str,
+    *,
+    on_status: Callable[[RunStatus], None] | None = None,
+    stop: threading.Event | None = None,
+) -> RunSummary:
+    """Finish the run in `run_dir` with the config that it was started with.
+
+    Jobs that failed are tried again. An output counts as done if the journal says so and the file has the
+    shape and dtype that were written; any other output of the run is made anew, replacing what is there.
+    The summary counts all jobs of the run; its seconds are this part's.
+
+    Raises
+    ------
+    ResumeError
+        There is no run in the folder, or its journal can't be read.
+    InputError, OutputError, StepError, DevicesError
+        As `run`; and an input of a job that isn't done is gone.
+    """
+    run_dir = Path(run_dir).absolute()
+    config, rows = _read(run_dir)
+    with run_lock(config, run_dir.name):
+        # Read again: until now another driver may have been at work.
+        config, rows = _read(run_dir)
+        prepared = _unfinished(look(config), rows)
+        check_output_folder(config.output.path)
+        remove_partials({job.output.parent for job in prepared.jobs}, read_worker_pids(run_dir))
+
+        def go_on() -> JournalRecord:
+            return JournalRecord.go_on(run_dir, [job.job_id for job in prepared.jobs], on_status)
+
+        if not prepared.jobs:
+            return go_on().end("done", (), interrupted=False)
+        return carry_out(prepared, run_dir, go_on, overwrite=True, stop=stop)
+
+
+def _read(run_dir: Path) -> tuple[RunConfig, dict[str, JournalJob]]:
+    try:
+        journal = Journal.open_readonly(run_dir / JOURNAL)
+        try:
+            config = RunConfig.model_validate(journal.config())
+            return config, {job.job_id: job for job in journal.jobs()}
+        finally:
+            journal.close()
+    except (sqlite3.Error, ValueError, TypeError) as error:
+        raise ResumeError(f"no run that can be resumed in {run_dir}: {error}") from error
+
+
+def _unfinished(prepared: PreparedRun, rows: Mapping[str, JournalJob]) -> PreparedRun:
+    """The jobs of the run that aren't done, as the input shows them now."""
+    jobs = {job.job_id: job for job in prepared.jobs}
+    left = {job_id: row for job_id, row in rows.items() if not is_done(row)}
+    gone = [job_id for job_id in left if job_id not in jobs]
+    if gone:
+        raise InputError(
+            f"the input of {len(gone)} unfinished jobs isn't in {prepared.config.input.path} any more: "
+            f"{', '.join(gone[:3])}{' …' * (len(gone) > 3)}"
+        )
+    return replace(prepared, jobs=tuple(jobs[job_id] for job_id in left))
+
+
+def is_done(row: JournalJob) -> bool:
+    """Whether the journal calls the job done, and its output is there as it was written."""
+    if row.state != "done" or row.output is None or row.result is None:
+        return False
+    (z, y, x), dtype = row.result
+    return verify_stack(row.output, (z, y, x), dtype)
