@@ -202,6 +202,26 @@ def cancel(
 
 
 @app.command()
+def resume(
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder, or an output folder for its newest run.")
+    ],
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what failed.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Finish a run that was interrupted: what isn't done, what failed, and what is no longer there.
+
+    Exit status: as of `stackyard run`.
+
+    Example: stackyard resume out/quickstart
+    """
+    from scheduler.screens.resume_command import resume_command
+
+    raise typer.Exit(resume_command(run_folder, as_json=as_json, quiet=quiet, debug=debug))
+
+
+@app.command()
 def report(
     run_folder: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run's folder, or an output folder for its newest run.")

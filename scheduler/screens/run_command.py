@@ -45,12 +45,19 @@ def run_command(
 
 
 def carry_out(
-    runner: Runner, results: Path, *, as_json: bool, quiet: bool, debug: bool, tell: Path | None = None
+    runner: Runner,
+    results: Path,
+    *,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    unusable: tuple[type[Exception], ...] = UNUSABLE,
+    tell: Path | None = None,
 ) -> int:
     """Let `runner` run, with progress and signals, give the account, and return the exit status."""
     errors = Console(stderr=True)
     with (
-        errors_as_messages(debug=debug, unusable=UNUSABLE),
+        errors_as_messages(debug=debug, unusable=unusable),
         progress_on(errors, quiet=quiet) as progress,
         stop_on_signals(progress.say) as stop,
     ):

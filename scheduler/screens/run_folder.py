@@ -1,9 +1,13 @@
 """A run's folder, read by whoever wants to know how it stands: while it runs, or after it."""
 
 import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scheduler.execution.journal import Journal
 from scheduler.execution.status import DeviceStatus, JobFailure, RunStatus, WaitingJob
 
 CANCEL_FILE = "cancel"
@@ -64,22 +68,31 @@ def is_going_on(status: RunStatus) -> bool:
 
 def read_failures(run_dir: Path) -> tuple[JobFailure, ...]:
     """The jobs that have failed so far, in the order in which they were added."""
-    import sqlite3
+    with _journal(run_dir) as journal:
+        return tuple(
+            JobFailure(job.job_id, job.reason)
+            for job in journal.jobs()
+            if job.state not in ("waiting", "running", "done")
+        )
 
-    from scheduler.execution.journal import Journal
 
+def read_results_folder(run_dir: Path) -> Path:
+    """Where the run's results go."""
+    with _journal(run_dir) as journal:
+        return Path(journal.config()["output"]["path"])
+
+
+@contextmanager
+def _journal(run_dir: Path) -> Iterator[Journal]:
+    path = run_dir / "journal.sqlite"
     try:
-        journal = Journal.open_readonly(run_dir / "journal.sqlite")
+        journal = Journal.open_readonly(path)
         try:
-            return tuple(
-                JobFailure(job.job_id, job.reason)
-                for job in journal.jobs()
-                if job.state not in ("waiting", "running", "done")
-            )
+            yield journal
         finally:
             journal.close()
-    except sqlite3.Error as error:
-        raise RunFolderError(f"the journal in {run_dir} can't be read: {error}") from error
+    except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+        raise RunFolderError(f"{path} can't be read: {error}") from error
 
 
 def _is_run(path: Path) -> bool:

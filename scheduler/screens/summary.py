@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scheduler.execution.status import JobFailure, RunSummary
-from scheduler.screens.words import count_text, duration_text, path_text, printable, rate_text
+from scheduler.screens.words import count_text, duration_text, path_text, printable
 
 
 def draw_summary(summary: RunSummary, results: Path) -> RenderableType:
@@ -27,6 +27,8 @@ def draw_summary(summary: RunSummary, results: Path) -> RenderableType:
     parts.append(Text.assemble(("Results  ", "bold"), path_text(results)))
     if summary.run_dir:
         parts.append(Text.assemble(("Run      ", "bold"), path_text(summary.run_dir)))
+    if summary.interrupted:
+        parts.append(Text(f"stackyard resume {path_text(summary.run_dir)} finishes it"))
     return Group(*parts)
 
 
@@ -41,8 +43,6 @@ def _headline(summary: RunSummary) -> Text:
         text.append("Interrupted: ", style="bold yellow")
     text.append(f"{summary.done:,} of {count_text(summary.jobs, 'job')} done", style="bold")
     text.append(f" in {duration_text(summary.wall_s)}")
-    if summary.done and summary.wall_s > 0:
-        text.append(f" ({rate_text(summary.done / summary.wall_s)})")
     if summary.failed:
         text.append(f", {summary.failed:,} failed", style="bold red")
     if summary.lost:

@@ -1,0 +1,27 @@
+"""`stackyard resume`: finish a run that was interrupted, or whose driver died."""
+
+from functools import partial
+from pathlib import Path
+
+from scheduler.screens.exits import errors_as_messages
+from scheduler.screens.run_command import UNUSABLE, carry_out
+from scheduler.screens.run_folder import CANCEL_FILE, RunFolderError, find_run, read_results_folder
+
+
+def resume_command(path: Path, *, as_json: bool, quiet: bool, debug: bool) -> int:
+    """Finish the run at `path` and return the exit status."""
+    with errors_as_messages(debug=debug, unusable=(RunFolderError,)):
+        run_dir = find_run(path)
+        results = read_results_folder(run_dir)
+        # What asked the earlier driver to stop isn't meant for this one.
+        (run_dir / CANCEL_FILE).unlink(missing_ok=True)
+    from scheduler.execution.resume import ResumeError, resume
+
+    return carry_out(
+        partial(resume, run_dir),
+        results,
+        as_json=as_json,
+        quiet=quiet,
+        debug=debug,
+        unusable=(*UNUSABLE, ResumeError),
+    )
