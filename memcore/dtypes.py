@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcore.backend import Backend, numpy_dtype
-from memcore.conversion import deliver_host_array
 from memcore.dtype_rules import COMPLEX, FLOATS, RULES, applies_on_device
 from memcore.errors import DtypeError
 from memcore.host import aligned_empty
 from memcore.info import ITEM_SIZES
 from memcore.memory_type import Array
 from memcore.registry import backend_for
+from memcore.routes import deliver_host_array
 
 Rule: TypeAlias = Literal["exact", "saturate", "rescale"]
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memcore.backend import Backend, nbytes_of, numpy_dtype
-from memcore.conversion import convert_memory, deliver_host_array
+from memcore.conversion import convert_memory
 from memcore.errors import DtypeError, MemcoreError, OutOfDeviceMemoryError, StackError
 from memcore.host import aligned_empty
 from memcore.info import place_text
 from memcore.memory_type import Array, GpuId
 from memcore.registry import backend_for, backend_of
+from memcore.routes import deliver_host_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,15 +72,13 @@ def stack_slices(
         return _fill(planes, sources, target, place, shape, dtype, out, plain)
     except MemcoreError:
         raise
-    except Exception as error:  # any library may run out of memory with a type of its own
+    except Exception as error:  # any library may fail with any type: the user gets ours, chained
+        what = f"a {target.memory_type} stack {shape} of {dtype} {place_text(place)}"
         if target.is_oom(error):
-            nbytes = nbytes_of(shape, dtype)
-            raise OutOfDeviceMemoryError(
-                f"no room for a {target.memory_type} stack {shape} of {dtype} {place_text(place)}: {error}",
-                device=f"{target.memory_type} {place_text(place)}",
-                requested=nbytes,
-            ) from error
-        raise
+            where = f"{target.memory_type} {place_text(place)}"
+            text = f"no room for {what}: {error}"
+            raise OutOfDeviceMemoryError(text, device=where, requested=nbytes_of(shape, dtype)) from error
+        raise StackError(f"no {what}: {type(error).__name__}: {error}") from error
 
 
 def unstack_slices(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from memcore.backend import DTYPE_NAMES, Backend, numpy_dtype, numpy_dtype_name
 from memcore.host import aligned_empty
-from memcore.info import DeviceInfo
+from memcore.info import ITEM_SIZES, DeviceInfo
 from memcore.memory_type import GpuId, MemoryType
 
 _DEVICES = (DeviceInfo("cpu", "cpu", "host memory"),)
@@ -58,7 +58,9 @@ class NumpyBackend(Backend):
     def dtype_refusal(self, dtype: str) -> str | None:
         if dtype == "object":
             return "object arrays hold references, not values; choose a dtype with array.astype first"
-        return None
+        if dtype in ITEM_SIZES or dtype[:1] in "<>" or _is_numpys_own(dtype):
+            return None
+        return f"numpy has no {dtype}; choose a dtype with convert_dtype(array, dtype, rule) first"
 
     def host_view(self, array: NDArray[Any]) -> NDArray[Any]:
         return array
@@ -96,3 +98,12 @@ class NumpyBackend(Backend):
 
     def unstack(self, array: NDArray[Any]) -> list[NDArray[Any]]:
         return list(array)
+
+
+def _is_numpys_own(name: str) -> bool:
+    """True for a dtype that NumPy calls by that name: its "complex32" has 32 bytes, and float8 is a guest."""
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        return False
+    return dtype.name == name and dtype.isbuiltin != 2

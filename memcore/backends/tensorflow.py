@@ -63,6 +63,14 @@ class TensorflowBackend(Backend):
             return "read its value with .value() or tf.convert_to_tensor(variable)"
         return remedies.get(cls.__name__, "make it a dense eager tensor first, with tf.convert_to_tensor")
 
+    def refusal(self, array: Array) -> str | None:
+        dtype = array.dtype
+        if dtype.is_quantized:
+            return f"quantized tensorflow tensor ({dtype.name}): call tf.quantization.dequantize first"
+        if dtype.name in ("string", "variant", "resource"):
+            return f"tensorflow tensor of {dtype.name}, which isn't numbers: make it numbers first"
+        return None
+
     def devices(self) -> tuple[DeviceInfo, ...]:
         gpus = self.library.config.list_logical_devices("GPU")
         if gpus:

@@ -53,6 +53,8 @@ class TorchBackend(Backend):
             return "nested torch tensor: call .to_padded_tensor(padding) first"
         if array.layout is not self.library.strided:
             return f"sparse torch tensor ({array.layout}): call .to_dense() first"
+        if _is_transformed(array):
+            return "torch tensor inside vmap or grad: convert outside of the transformed function"
         if not (array.is_cpu or array.is_cuda):
             return f"torch tensor on device {array.device}: call .cpu() first, or fill it if it is meta"
         return None
@@ -232,6 +234,13 @@ def _devices() -> tuple[DeviceInfo, ...]:
             address = _pci_address(properties)
             places.append(DeviceInfo(index, "gpu", properties.name, address))
     return tuple(places)
+
+
+def _is_transformed(array: Array) -> bool:
+    """True for the stand-ins that torch.func passes to the functions that it transforms."""
+    functorch = getattr(sys.modules["torch"]._C, "_functorch", None)
+    check = getattr(functorch, "is_functorch_wrapped_tensor", None)
+    return check is not None and bool(check(array))
 
 
 def _pci_address(properties: Any) -> str | None:

@@ -24,8 +24,8 @@ from memcore import (
     plan_conversion,
 )
 from memcore.backend import Backend
-from memcore.conversion import Route, _choose_between_devices
 from memcore.registry import backend_of
+from memcore.routes import Route, _choose_between_devices
 
 torch = pytest.importorskip("torch", reason="needs torch")
 jax = pytest.importorskip("jax", reason="needs jax")

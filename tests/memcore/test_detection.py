@@ -68,6 +68,8 @@ def strangers() -> list[tuple[Any, str]]:
             (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "to_padded_tensor"),
             (jax.random.key(0), "key_data"),
             (tf.Variable([1.0]), "value"),
+            (tf.constant("text"), "numbers"),
+            (tf.cast(tf.constant([1.0]), tf.qint8), "dequantize"),
             (tf.ragged.constant([[1], [2, 3]]), "to_tensor"),
             (tf.SparseTensor([[0, 1]], [1.0], [2, 2]), "to_dense"),
             (TorchLookalike(), "plain torch tensor"),
@@ -99,6 +101,16 @@ def test_a_jax_tracer_is_refused(transform: Any) -> None:
         return x.sum()
 
     transform(traced)(jax.numpy.ones(3))
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad], ids=["vmap", "grad"])
+def test_a_transformed_torch_tensor_is_refused(transform: Any) -> None:
+    def transformed(x: Any) -> Any:
+        with pytest.raises(UnknownMemoryTypeError, match="outside of the transformed function"):
+            memory_type_of(x)
+        return x.sum()
+
+    transform(transformed)(torch.ones(3))
 
 
 def test_a_symbolic_tensor_is_refused() -> None:

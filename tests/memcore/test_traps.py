@@ -257,6 +257,15 @@ def test_a_module_name_alone_makes_no_array(thing: Any) -> None:
         convert_memory(thing, "torch", "numpy", "cpu")
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "complex32"])
+def test_a_dtype_that_only_one_library_has_is_refused(dtype: str) -> None:
+    tensor = torch.ones(1, 2, 3).to(getattr(torch, dtype))
+    for target in ("numpy", "jax", "tensorflow"):
+        with pytest.raises(ConversionDtypeError, match="convert_dtype"):
+            convert_memory(tensor, "torch", target, "cpu")
+    assert convert_memory(tensor, "torch", "torch", "cpu") is tensor
+
+
 def test_every_library_of_this_suite_was_really_there() -> None:
     for name in ("torch", "jax", "tensorflow", "pyclesperanto"):
         assert importlib.util.find_spec(name) is not None
