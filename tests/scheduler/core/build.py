@@ -113,7 +113,8 @@ class World:
             name = f"first-{kind}-{plan.name}"
             first = Job(name, name, (plan,), family=family or kind)
             self.add(first)
-            self.end(first.job_id)
+            if name in self.running:
+                self.end(name)
 
     def reason(self, name):
         return {waits.job_id: waits.reason for waits in self.dispatcher.waiting()}[name]
