@@ -211,9 +211,11 @@ class WorkerState:
         return self._overlaps
 
     def close(self) -> None:
-        """Give the pools back."""
+        """Tear the steps down and give the pools back."""
         self._closing.set()
         self._reporter.join()
+        for step in self._steps.values():
+            step.close()
         self.pools.close()
         self._reservations.close()
 

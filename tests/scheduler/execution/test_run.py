@@ -201,3 +201,32 @@ def test_a_worker_that_dies_costs_only_its_job(tmp_path: Path, make_config: Make
     assert (summary.done, summary.failed, summary.lost) == (3, 1, 0)
     assert "set aside" in summary.failures[0].reason
     assert not list(config.output.path.glob(".stackyard-*"))
+
+
+def test_a_step_class_is_set_up_once_in_each_worker_and_torn_down(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    told = tmp_path / "told.txt"
+    (tmp_path / "model_step.py").write_text(
+        "import os\n"
+        "class Brighten:\n"
+        "    declare = {'input': 'numpy'}\n"
+        "    def __init__(self, by):\n"
+        "        self.by = by\n"
+        "    def tell(self, what):\n"
+        f"        with open({str(told)!r}, 'a') as file:\n"
+        "            file.write(f'{what} {os.getpid()}\\n')\n"
+        "    def setup(self, context):\n"
+        "        self.tell('setup')\n"
+        "    def __call__(self, stack):\n"
+        "        return stack + stack.dtype.type(self.by)\n"
+        "    def teardown(self):\n"
+        "        self.tell('teardown')\n"
+    )
+    config = make_config(steps=[{"use": "model_step:Brighten", "with": {"by": 3}}])
+    summary = run(config)
+    assert (summary.done, summary.failed) == (4, 0)
+    lines = told.read_text().split("\n")[:-1]
+    setups = {line.split()[1] for line in lines if line.startswith("setup")}
+    assert len([line for line in lines if line.startswith("setup")]) == len(setups)
+    assert {line.split()[1] for line in lines if line.startswith("teardown")} == setups
