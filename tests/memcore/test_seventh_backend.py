@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import tifffile
+import yaml
 
 from memcore import (
     Deferred,
@@ -17,75 +20,13 @@ from memcore import (
     register_backend,
     stack_slices,
 )
-from memcore.backend import Backend, numpy_dtype, numpy_dtype_name
-from memcore.host import aligned_empty
-from memcore.info import DeviceInfo
 from memcore.memory_type import GpuId
 from memcore.registry import backend_of, unregister_backend
 from tests.memcore.backend_contract import BackendContract
+from tests.memcore.gridlib import Grid, GridBackend
 
-
-class Grid:
-    """The array of a little library in host memory: values, and nothing of NumPy's interface."""
-
-    __module__ = "gridlib"
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.values = values
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    def __getitem__(self, index: Any) -> Grid:
-        return Grid(self.values[index])
-
-    def __setitem__(self, index: Any, other: Grid) -> None:
-        self.values[index] = other.values
-
-    def __neg__(self) -> Grid:
-        return Grid(-self.values)
-
-
-class GridBackend(Backend):
-    memory_type: ClassVar[str] = "grid"
-    module: ClassVar[str] = "math"  # any module that is there: the library is this file
-    install_hint: ClassVar[str] = "it is part of this test"
-    type_roots: ClassVar[tuple[str, ...]] = ("gridlib",)
-    device_kinds = ("cpu",)
-
-    def is_array_type(self, cls: type) -> bool:
-        return cls is Grid
-
-    def devices(self) -> tuple[DeviceInfo, ...]:
-        return (DeviceInfo("cpu", "cpu", "host memory"),)
-
-    def device_of(self, array: Grid) -> GpuId:
-        return "cpu"
-
-    def dtype_of(self, array: Grid) -> str:
-        return numpy_dtype_name(array.values.dtype)
-
-    def host_view(self, array: Grid) -> np.ndarray:
-        return array.values
-
-    def to_host(self, array: Grid) -> np.ndarray:
-        return array.values
-
-    def lend_obstacle(self, view: np.ndarray) -> str | None:
-        return None if view.flags.c_contiguous else "a grid is contiguous"
-
-    def lend(self, view: np.ndarray, gpu_id: GpuId) -> Grid:
-        return Grid(view)
-
-    def from_host(self, view: np.ndarray, gpu_id: GpuId) -> Grid:
-        return Grid(np.array(view, order="C"))
-
-    def empty(self, shape: tuple[int, ...], dtype: str, gpu_id: GpuId) -> Grid:
-        return Grid(aligned_empty(tuple(shape), numpy_dtype(dtype)))
-
-    def duplicate(self, array: Grid) -> Grid:
-        return Grid(array.values.copy())
+# Importing the file registers it, as it does in a worker; here it is there for this file's tests only.
+unregister_backend("grid")
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +79,29 @@ def test_it_runs_a_pool() -> None:
             filled = stack_slices(list(np.ones((2, 3, 5), np.uint16)), "grid", "cpu", out=grid)
             assert filled is grid
         assert pool.stats().misses == 1
+
+
+def test_it_runs_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scheduler.config import load_config
+    from scheduler.execution.run import run
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    plate = tmp_path / "plate"
+    plate.mkdir()
+    for z in range(3):
+        tifffile.imwrite(plate / f"A01_z{z:02}_c1.tif", np.full((31, 37), 100 + z, np.uint16))
+    config = {
+        "input": {"path": str(plate), "pattern": "{well}_z{z}_c{channel}.tif"},
+        "steps": [{"use": "tests.memcore.gridlib:invert"}],
+        "output": {"path": str(tmp_path / "out"), "name": "{well}_c{channel}"},
+    }
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    summary = run(load_config(file))
+    assert (summary.jobs, summary.done, summary.failures) == (1, 1, ())
+    result = tifffile.imread(tmp_path / "out" / "A01_c1.ome.tif")
+    np.testing.assert_array_equal(result, 65535 - np.full((3, 31, 37), [[[100]], [[101]], [[102]]]))
 
 
 def test_a_name_is_taken_once() -> None:
