@@ -12,6 +12,8 @@ from scheduler.core.state import State
 # Groups of particular devices are few (retries, users' restrictions); looking at more of them in one decision
 # would make its cost grow with their number.
 RESTRICTED_LOOKED_AT = 64
+# The end of a run is near when what is left would take this many times a job's own time.
+CRITICAL = 3.0
 _Choice = tuple[Group, Option, bool, str]
 
 
@@ -121,12 +123,22 @@ class Placer:
                 return group, option, False, ""
             better = best_for_cpu(state, account)
             return None if better is None else (better[0], better[1], False, better[2])
+        found: tuple[Group, Option] | None = None
+        soon = -1.0
         for group, option in cls.fit.candidates(account.free):
-            if not self._host_has(account, option):
+            if not self._host_has(account, option) or not worth_it(state, group, option):
                 continue
-            if worth_it(state, group, option):
-                return group, option, False, ""
-        return None
+            if found is None:
+                found = group, option
+                soon = state.drain_seconds()
+                if option.seconds * CRITICAL <= soon:
+                    break
+            elif group.priority < found[0].priority:
+                break
+            elif option.seconds > found[1].seconds:
+                found = group, option
+        # the largest that fits leaves the fewest gaps; near the end the longest decides when all is done
+        return None if found is None else (*found, False, "")
 
     def _warm(self, account: DeviceAccount) -> _Choice | None:
         """A group whose resident state or input is already here."""
