@@ -5,6 +5,9 @@ from dataclasses import replace
 import pytest
 
 from scheduler.execution.status import DeviceStatus, RunStatus, WaitingJob
+from tests.scheduler.host.conftest import nvml, nvml_libraries
+
+__all__ = ["nvml", "nvml_libraries"]
 
 GIB = 1 << 30
 

@@ -3,6 +3,7 @@
 import io
 import json
 
+import pynvml
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -105,6 +106,42 @@ def test_this_host(monkeypatch):
     (cpu,) = (device for device in json.loads(result.stdout)["devices"] if device["kind"] == "cpu")
     assert 0 < cpu["free_bytes"] <= cpu["total_bytes"]
     assert "memory type" in CliRunner().invoke(cli.app, ["devices"]).stdout
+
+
+def devices_of(monkeypatch) -> tuple[dict, str]:
+    """The devices command's JSON and screen, without the slow libraries."""
+    from scheduler.screens import devices_command
+
+    monkeypatch.setattr(devices_command, "probe_backends", lambda: BACKENDS)
+    record, screen = (CliRunner().invoke(cli.app, ["devices", *form]) for form in (["--json"], []))
+    assert (record.exit_code, screen.exit_code) == (0, 0), record.output
+    return json.loads(record.stdout), screen.stdout
+
+
+def test_gpus_of_an_nvidia_driver_and_one_that_is_lost(nvml, monkeypatch):
+    nvml.gpus[0].memory.used = 3 << 30
+    nvml.gpus[1].error = pynvml.NVML_ERROR_GPU_IS_LOST
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    record, screen = devices_of(monkeypatch)
+    gpu0, *others = record["devices"]
+    assert [device["kind"] for device in (gpu0, *others)][-1] == "cpu"
+    assert (gpu0["name"], gpu0["kind"], gpu0["model"]) == ("gpu0", "cuda", "Fake GPU")
+    # The driver keeps 256 MiB for itself.
+    assert gpu0["external_bytes"] == (3 << 30) + (256 << 20)
+    assert gpu0["free_bytes"] == gpu0["total_bytes"] - gpu0["external_bytes"]
+    assert "lost" in " ".join([*record["notes"], *(device["problem"] for device in others)])
+    assert "lost" in screen
+    assert "gpu0: Fake GPU, GPU-00000000-" in screen
+    assert "No NVIDIA GPU is visible here" not in screen
+
+
+def test_a_broken_driver_is_named(nvml, monkeypatch):
+    nvml.init_error = pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
+    record, screen = devices_of(monkeypatch)
+    assert [device["kind"] for device in record["devices"]] == ["cpu"]
+    (note,) = record["notes"]
+    assert note.startswith("the NVIDIA driver doesn't work: ")
+    assert "the NVIDIA driver doesn't work" in screen
 
 
 def test_reservations_of_runs_are_shown(monkeypatch):
