@@ -33,8 +33,8 @@ def worker_environment(device: Device, *, threads: int, virtual_devices: int = 0
     threads
         Threads that BLAS, OpenMP, TensorFlow and XLA may use in this process.
     virtual_devices
-        How many virtual GPUs the run has: as many logical CPU devices are made in JAX, so that
-        arrays for virtual GPU i have a device i to live on.
+        How many virtual GPUs the run has: as many logical CPU devices are made in JAX, and OpenCL devices in
+        PoCL, so that arrays for virtual GPU i have a device i to live on.
     """
     on_gpu = device.kind is DeviceKind.CUDA
     xla_flags = [os.environ.get("XLA_FLAGS", "")]
@@ -42,7 +42,12 @@ def worker_environment(device: Device, *, threads: int, virtual_devices: int = 0
         xla_flags.append(f"--xla_force_host_platform_device_count={virtual_devices}")
     if threads == 1:
         xla_flags.append("--xla_cpu_multi_thread_eigen=false")
+    opencl = {}
+    if virtual_devices and "POCL_DEVICES" not in os.environ:
+        # PoCL, OpenCL on the CPU, makes a device for each word; other OpenCL drivers don't read this.
+        opencl["POCL_DEVICES"] = " ".join(["pthread"] * virtual_devices)
     return {
+        **opencl,
         DEVICE_VARIABLE: device.uuid,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": device.uuid if on_gpu else "",

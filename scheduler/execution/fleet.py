@@ -18,6 +18,7 @@ class Fleet:
 
     def __init__(self, client: Client, devices: Mapping[str, Device]) -> None:
         self.client = client
+        self.devices = devices
         self._labels = {uuid: resource_label(device) for uuid, device in devices.items()}
         self._restarted: set[str] = set()
 

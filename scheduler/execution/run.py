@@ -3,7 +3,7 @@
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,14 +22,12 @@ from scheduler.execution.prepare import PreparedRun, prepare
 from scheduler.execution.record import JournalRecord
 from scheduler.execution.run_lock import run_lock
 from scheduler.execution.status import RunStatus, RunSummary
-from scheduler.execution.usable import installed, problems_here
+from scheduler.execution.usable import Usable, installed, working_plans
 from scheduler.execution.worker import StackyardWorker, WorkerSettings, read_worker_pids
 from scheduler.host.estimates import default_estimates_path, load_estimates, save_estimates
 from scheduler.host.probes import Discovery
 from scheduler.host.reservations import Reservations
 from scheduler.images.outputs import remove_partials
-
-Usable = Mapping[DeviceKind, tuple[str, ...]]
 
 
 def run(
@@ -132,7 +130,7 @@ class _Run:
             ):
                 client.register_plugin(StackyardWorker(settings))
                 fleet = Fleet(client, {device.uuid: device for device in self.devices})
-                plans = self._working_plans(plans, usable, fleet)
+                plans = working_plans(self.prepared, plans, usable, fleet, remark=self.record.remark)
                 driver = Driver(
                     fleet,
                     dispatcher,
@@ -147,39 +145,6 @@ class _Run:
             summary = self.record.end(state, dispatcher.device_view(), interrupted=state == "interrupted")
         save_estimates(dispatcher.estimates, estimates_path)
         return summary
-
-    def _working_plans(
-        self, plans: dict[Form, tuple[JobPlan, ...]], usable: Usable, fleet: Fleet
-    ) -> dict[Form, tuple[JobPlan, ...]]:
-        """Plans whose memory types work in the GPUs' workers: an installed library may see no device."""
-        usable = dict(usable)
-        checked: set[tuple[str, str]] = set()
-        while True:
-            wanted = {
-                (device.uuid, name)
-                for device in self.devices
-                if device.kind is not DeviceKind.CPU
-                for forms in plans.values()
-                for plan in forms
-                if device.kind in plan.device_kinds
-                for name in plan.memory_types
-                if name != "numpy"
-            }
-            if wanted <= checked:
-                return plans
-            for device in self.devices:
-                names = sorted(name for uuid, name in wanted - checked if uuid == device.uuid)
-                if not names:
-                    continue
-                problems = fleet.submit(
-                    problems_here, names, device=device.uuid, key=f"check-{device.uuid}-{names}"
-                )
-                broken = problems.result()
-                usable[device.kind] = tuple(name for name in usable[device.kind] if name not in broken)
-                for name, problem in broken.items():
-                    self.record.remark(f"{device.name}: {name} isn't used: {problem}")
-            checked |= wanted
-            plans = plans_by_form(self.prepared, usable)
 
     def _task(self, placement: Placement) -> AttemptTask:
         job = self.jobs[placement.job_id]

@@ -1,10 +1,17 @@
 """Which memory types work on which kind of device, asked where the devices are."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from memcore import BackendUnavailableError, backend_of
-from scheduler.core.model import DeviceKind
+from scheduler.core.model import DeviceKind, JobPlan
+from scheduler.execution.fleet import Fleet
+from scheduler.execution.jobs import Form, plans_by_form
+from scheduler.execution.prepare import PreparedRun
 from scheduler.execution.worker import current_worker
+from scheduler.steps.errors import StepError
+
+Usable = Mapping[DeviceKind, tuple[str, ...]]
+Plans = dict[Form, tuple[JobPlan, ...]]
 
 
 def installed(memory_types: Iterable[str], kind: DeviceKind) -> tuple[str, ...]:
@@ -42,3 +49,46 @@ def problems_here(memory_types: Iterable[str]) -> dict[str, str]:
         if place not in kinds or wanted not in (None, kinds[place]):
             problems[name] = f"{name} sees no such device in the worker of {worker.device.name}"
     return problems
+
+
+def working_plans(
+    prepared: PreparedRun, plans: Plans, usable: Usable, fleet: Fleet, *, remark: Callable[[str], None]
+) -> Plans:
+    """Plans whose memory types work in the GPUs' workers; `remark` is told of those that don't, and why.
+
+    Only what the plans use is tried there, since a framework takes seconds to import.
+
+    Raises
+    ------
+    StepError
+        Without the memory types that don't work, no device can run the chain.
+    """
+    usable = dict(usable)
+    checked: set[tuple[str, str]] = set()
+    problems: list[str] = []
+    while True:
+        wanted = {
+            (device.uuid, name)
+            for device in fleet.devices.values()
+            if device.kind is not DeviceKind.CPU
+            for plan in {plan for each in plans.values() for plan in each}
+            if device.kind in plan.device_kinds
+            for name in plan.memory_types
+            if name != "numpy"
+        }
+        if wanted <= checked:
+            return plans
+        for uuid in sorted({uuid for uuid, _ in wanted - checked}):
+            device = fleet.devices[uuid]
+            names = sorted(name for each, name in wanted - checked if each == uuid)
+            key = f"check-{uuid}-{'-'.join(names)}"
+            broken = fleet.submit(problems_here, names, device=uuid, key=key).result()
+            usable[device.kind] = tuple(name for name in usable[device.kind] if name not in broken)
+            problems += broken.values()
+        checked |= wanted
+        for problem in problems:
+            remark(problem)
+        try:
+            plans = plans_by_form(prepared, usable)
+        except StepError as error:
+            raise StepError(f"{error} ({'; '.join(problems)})") from error

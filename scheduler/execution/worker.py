@@ -29,6 +29,8 @@ from scheduler.steps.resolve import ResolvedStep, StepSpec
 WORKER_PIDS = "worker-pids"
 MEASURED_ATTEMPTS = 2
 REPORT_S = 0.1
+# What the table is told of a process's memory may be this far off.
+NOTICEABLE_BYTES = 1 << 20
 
 
 def read_worker_pids(run_dir: Path) -> list[int]:
@@ -73,7 +75,8 @@ class WorkerState:
 
     Notes
     -----
-    Attempts of several threads share it; steps are resolved once, under a lock.
+    Attempts of several threads share it; steps are resolved once, under a lock. `_accounting` is held from
+    looking at what the process holds until the table knows it: an older figure never follows a newer one.
     """
 
     def __init__(self, settings: WorkerSettings, device: Device) -> None:
@@ -90,6 +93,8 @@ class WorkerState:
         self._probes = _worker_probes(settings, device)
         self._steps: dict[StepSpec, ResolvedStep] = {}
         self._lock = threading.Lock()
+        self._accounting = threading.Lock()
+        self._reported: dict[str, tuple[int, int]] = {}
         self._attempts = 0
         self._overlaps = 0
         self._measured: Counter[str] = Counter()
@@ -137,13 +142,14 @@ class WorkerState:
         needs = {self.settings.host.uuid: host_bytes}
         if self.on_gpu:
             needs[self.device.uuid] = device_bytes
-        answer = self._reservations.reserve(
-            job_id,
-            needs,
-            read=self.read,
-            headroom={self.device.uuid: self.device.headroom_bytes},
-            held=self.held(),
-        )
+        with self._accounting:
+            answer = self._reservations.reserve(
+                job_id,
+                needs,
+                read=self.read,
+                headroom={self.device.uuid: self.device.headroom_bytes},
+                held=self.held(),
+            )
         if isinstance(answer, Denial):
             raise RefusedError(answer)
         try:
@@ -156,17 +162,22 @@ class WorkerState:
             self.report_memory()
 
     def report_memory(self) -> None:
-        """Tell the reservation table what this process holds now."""
-        for uuid, (held, reclaimable) in self.held().items():
-            self._reservations.measure(uuid, held, reclaimable)
+        """Tell the reservation table what this process holds now, if that is news."""
+        with self._accounting:
+            for uuid, figures in self.held().items():
+                told = self._reported.get(uuid, (-NOTICEABLE_BYTES, 0))
+                if any(abs(a - b) >= NOTICEABLE_BYTES for a, b in zip(figures, told, strict=True)):
+                    self._reservations.measure(uuid, *figures)
+                    self._reported[uuid] = figures
 
     def _keep_reporting(self) -> None:
-        """While attempts run, what they allocate must not look like a stranger's for long."""
+        """What attempts allocate must not look like a stranger's for long, nor what has gone like ours.
+
+        The second goes for an idle process too: a failed attempt's arrays live as long as its traceback, and
+        nothing would be admitted beside the last figure of a worker that waits for work.
+        """
         while not self._closing.wait(REPORT_S):
-            if self._attempts:
-                for uuid, (held, reclaimable) in self.held().items():
-                    if uuid != self.device.uuid or self.device.kind is not DeviceKind.VIRTUAL:
-                        self._reservations.measure(uuid, held, reclaimable)
+            self.report_memory()
 
     def held(self) -> dict[str, tuple[int, int]]:
         """(held, reclaimable) bytes of this process, by device."""
@@ -225,10 +236,13 @@ class WorkerState:
         if self.device.kind is not DeviceKind.VIRTUAL:
             yield
             return
-        memory = self._virtual_memory()
-        # Noted before it is taken: the other way round a probe in between would see a stranger's bytes.
-        self._reservations.measure(self.device.uuid, memory.used_by(os.getpid()) + nbytes, 0)
-        with memory.charge(nbytes, job_id):
+        memory, uuid = self._virtual_memory(), self.device.uuid
+        with contextlib.ExitStack() as charge:
+            with self._accounting:
+                # Noted before it is taken: the other way round a probe in between would see a stranger's bytes.
+                self._reservations.measure(uuid, memory.used_by(os.getpid()) + nbytes, 0)
+                self._reported.pop(uuid, None)
+                charge.enter_context(memory.charge(nbytes, job_id))
             yield
 
     def _virtual_memory(self) -> Any:
