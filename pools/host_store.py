@@ -6,6 +6,7 @@ import numpy as np
 
 from memcore.backend import Backend
 from memcore.host import HostBlock, HostBuffer
+from memcore.memory_type import GpuId
 from pools.block import Block
 from pools.store import Released, Store, check_dtype, wait_for_host_work
 
@@ -44,9 +45,10 @@ class HostStore(Store):
 class HostTensorStore(HostStore):
     """The same memory lent through another library that works on host memory in place, such as torch."""
 
-    def __init__(self, backend: Backend, *, huge_pages: bool = True) -> None:
+    def __init__(self, backend: Backend, place: GpuId, *, huge_pages: bool = True) -> None:
         super().__init__(huge_pages=huge_pages)
         self._backend = backend
+        self._place = place
 
     def dtype(self, dtype: Any) -> np.dtype[Any]:
         return check_dtype(self._backend, super().dtype(dtype))
@@ -59,7 +61,7 @@ class HostTensorStore(HostStore):
         return super().owner(block, released, frozen=frozen)
 
     def lend(self, owner: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        return self._backend.lend(super().lend(owner, shape, dtype), "cpu")
+        return self._backend.lend(super().lend(owner, shape, dtype), self._place)
 
 
 def host_block(memory: Any) -> Block:

@@ -189,7 +189,7 @@ class PoolSet:
         if backend.immutable:
             return AccountStore(backend, place)
         if backend.in_host_memory(place):
-            return HostTensorStore(backend, huge_pages=self._huge_pages)
+            return HostTensorStore(backend, place, huge_pages=self._huge_pages)
         return DeviceStore(backend, place)
 
     def _place(self, backend: Backend, device: GpuId) -> GpuId:

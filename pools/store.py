@@ -35,6 +35,8 @@ class Store(ABC):
 
     def dtype(self, dtype: Any) -> np.dtype[Any]:
         """The dtype asked for, as NumPy spells it; taken from torch and by the name of bfloat16 too."""
+        if dtype is None:  # NumPy would take it for float64
+            raise TypeError("name the dtype: it can't be None")
         try:
             kind: np.dtype[Any] = np.dtype(dtype)
         except TypeError:

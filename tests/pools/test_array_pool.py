@@ -56,6 +56,12 @@ def test_extension_dtypes() -> None:
         assert float(array.sum()) == 9.0
 
 
+@pytest.mark.parametrize("dtype", [None, "nonsense", 3])
+def test_what_is_no_dtype(dtype: object) -> None:
+    with pytest.raises(TypeError):
+        ArrayPool(MIB).acquire(3, dtype)
+
+
 def test_objects_are_refused() -> None:
     with pytest.raises(TypeError, match="Python objects"):
         ArrayPool(MIB).acquire(3, object)

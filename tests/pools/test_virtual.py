@@ -171,6 +171,33 @@ def test_threads_and_objects_of_one_process(device: VirtualDeviceMemory) -> None
     assert device.used() == 0
 
 
+FORK = """
+import os, sys
+from pools import VirtualDeviceMemory
+memory = VirtualDeviceMemory(sys.argv[1])
+mine = memory.charge(100, owner="parent")
+child = os.fork()
+if child == 0:
+    memory.charge(200, owner="child")
+    try:
+        mine.release()
+    except ValueError as error:
+        print(error, [(charge.owner, charge.nbytes) for charge in memory.charges()], flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print(memory.used())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_charges_for_itself(device: VirtualDeviceMemory) -> None:
+    with child(FORK, device.path) as process:
+        said, left = process.communicate(timeout=60)[0].splitlines()
+    assert said.startswith("the charge belongs to process")
+    assert said.endswith("[('parent', 100), ('child', 200)]")
+    assert left == "100"
+
+
 EVERY_INSTRUCTION = """
 import os, signal, sys
 from pools import VirtualDeviceMemory
@@ -258,10 +285,9 @@ def test_processes_that_contend_never_overcommit(device: VirtualDeviceMemory) ->
     for contender in contenders:
         contender.stdin.write("go\n")
         contender.stdin.flush()
-    for contender in contenders:
-        taken, most = map(int, contender.communicate(timeout=60)[0].split())
-        assert taken > 0
-        assert most <= CAPACITY
+    found = [tuple(map(int, contender.communicate(timeout=60)[0].split())) for contender in contenders]
+    assert sum(taken for taken, _ in found) > 0  # one that is never lucky is fine
+    assert max(most for _, most in found) == 600
     assert device.used() == 0
 
 
