@@ -79,6 +79,8 @@ def local_cluster(devices: Sequence[Device], *, host_limit: int) -> Iterator[Cli
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
         "distributed.worker.profile.enabled": False,
+        # Devices are probed by us; Dask's own look at NVML fails the whole cluster where a driver is broken.
+        "distributed.diagnostics.nvml": False,
         # Read by each Nanny when it is made, and applied before its process starts.
         "distributed.nanny.pre-spawn-environ": threads,
     }
