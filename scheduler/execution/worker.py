@@ -29,7 +29,7 @@ from scheduler.steps.resolve import ResolvedStep, StepSpec
 WORKER_PIDS = "worker-pids"
 MEASURED_ATTEMPTS = 2
 REPORT_S = 0.1
-# What the table is told of a process's memory may be this far off.
+# Resident memory is never quite still: by less than this it isn't reported anew.
 NOTICEABLE_BYTES = 1 << 20
 
 
@@ -143,12 +143,13 @@ class WorkerState:
         if self.on_gpu:
             needs[self.device.uuid] = device_bytes
         with self._accounting:
+            self._reported = self.held()
             answer = self._reservations.reserve(
                 job_id,
                 needs,
                 read=self.read,
                 headroom={self.device.uuid: self.device.headroom_bytes},
-                held=self.held(),
+                held=self._reported,
             )
         if isinstance(answer, Denial):
             raise RefusedError(answer)
@@ -164,11 +165,12 @@ class WorkerState:
     def report_memory(self) -> None:
         """Tell the reservation table what this process holds now, if that is news."""
         with self._accounting:
-            for uuid, figures in self.held().items():
-                told = self._reported.get(uuid, (-NOTICEABLE_BYTES, 0))
-                if any(abs(a - b) >= NOTICEABLE_BYTES for a, b in zip(figures, told, strict=True)):
-                    self._reservations.measure(uuid, *figures)
-                    self._reported[uuid] = figures
+            for uuid, (held, reclaimable) in self.held().items():
+                told = self._reported.get(uuid)
+                still = NOTICEABLE_BYTES if uuid == self.settings.host.uuid else 1
+                if told is None or abs(held - told[0]) >= still or abs(reclaimable - told[1]) >= still:
+                    self._reservations.measure(uuid, held, reclaimable)
+                    self._reported[uuid] = held, reclaimable
 
     def _keep_reporting(self) -> None:
         """What attempts allocate must not look like a stranger's for long, nor what has gone like ours.

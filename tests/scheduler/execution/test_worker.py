@@ -1,0 +1,100 @@
+"""What a worker process tells the reservation table of the memory that it holds."""
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pools.virtual import VirtualDeviceMemory
+from scheduler.core.model import Device, DeviceKind, ProcessMemory
+from scheduler.execution.worker import WorkerSettings, WorkerState
+from scheduler.host.reservations import Reservations
+
+MIB = 1 << 20
+TAG = f"test-worker-{secrets.token_hex(3)}"
+HOST = Device("CPU-localhost", "cpu", DeviceKind.CPU, 1 << 62)
+VIRTUAL = Device(f"VIRTUAL-{TAG}-0", "virtual0", DeviceKind.VIRTUAL, 1000)
+
+
+@pytest.fixture
+def make_worker(tmp_path: Path) -> Iterator[Callable[[Device], WorkerState]]:
+    """A worker's state in this process."""
+    with contextlib.ExitStack() as ended:
+
+        def make(device: Device) -> WorkerState:
+            settings = WorkerSettings(TAG, str(tmp_path), (VIRTUAL, HOST), virtual_tag=TAG)
+            state = WorkerState(settings, device)
+            ended.callback(state.close)
+            return state
+
+        yield make
+    VirtualDeviceMemory(VIRTUAL.uuid, VIRTUAL.total_bytes).unlink()
+
+
+@pytest.fixture
+def table() -> Iterator[Reservations]:
+    with Reservations(run=TAG) as reservations:
+        yield reservations
+
+
+def mine(table: Reservations, device: Device) -> ProcessMemory:
+    (found,) = [process for process in table.processes(device.uuid) if process.ours]
+    return found
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_worker_that_waits_for_work_says_when_its_memory_is_back(
+    make_worker: Callable[[Device], WorkerState], table: Reservations
+) -> None:
+    worker = make_worker(HOST)
+    left_by_a_traceback = np.ones(256 * MIB, np.uint8)
+    worker.report_memory()
+    held = mine(table, HOST).held_bytes
+    assert held > left_by_a_traceback.nbytes
+    del left_by_a_traceback
+    until(lambda: mine(table, HOST).held_bytes < held - 200 * MIB)
+
+
+def test_charges_of_two_threads_add_up_in_the_table(
+    make_worker: Callable[[Device], WorkerState], table: Reservations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker(VIRTUAL)
+    looked, charged = threading.Barrier(2), threading.Barrier(3)
+    used_by = VirtualDeviceMemory.used_by
+
+    def look_together(self: VirtualDeviceMemory, pid: int) -> int:
+        found = used_by(self, pid)
+        if threading.current_thread().name.startswith("attempt"):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                looked.wait(timeout=0.5)  # where a lock keeps the other out, nobody comes
+        return found
+
+    monkeypatch.setattr(VirtualDeviceMemory, "used_by", look_together)
+
+    def attempt(nbytes: int) -> None:
+        with worker.reserved(f"job {nbytes}", device_bytes=nbytes, host_bytes=0):
+            charged.wait(timeout=30)
+            charged.wait(timeout=30)
+
+    threads = [threading.Thread(target=attempt, args=(n,), name=f"attempt {n}") for n in (300, 500)]
+    for thread in threads:
+        thread.start()
+    charged.wait(timeout=30)
+    found: Any = mine(table, VIRTUAL)
+    charged.wait(timeout=30)
+    for thread in threads:
+        thread.join(timeout=30)
+    assert (found.held_bytes, found.reserved_bytes) == (800, 800)
+    until(lambda: mine(table, VIRTUAL).held_bytes == 0)
