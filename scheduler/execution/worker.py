@@ -241,7 +241,7 @@ class WorkerState:
         memory, uuid = self._virtual_memory(), self.device.uuid
         with contextlib.ExitStack() as charge:
             with self._accounting:
-                # Noted before it is taken: the other way round a probe in between would see a stranger's bytes.
+                # Noted before it is taken: else a probe in between would see a stranger's bytes.
                 self._reservations.measure(uuid, memory.used_by(os.getpid()) + nbytes, 0)
                 self._reported.pop(uuid, None)
                 charge.enter_context(memory.charge(nbytes, job_id))
