@@ -43,6 +43,8 @@ class JournalRecord:
         self._attempts_before: dict[str, int] = {}
         self._devices: dict[str, Device] = {}
         self._last_event = ""
+        # Without repetition, in order.
+        self._remarks: dict[str, None] = {}
         self._last_reason: dict[str, str] = {}
         self._shown_at = self._written_at = self._memory_at = float("-inf")
         self._began = time.monotonic()
@@ -104,8 +106,8 @@ class JournalRecord:
             )
 
     def remark(self, text: str) -> None:
-        """Show `text` as the run's last event."""
-        self._last_event = text
+        """Show `text` for as long as the run goes on, and in its account."""
+        self._remarks[text] = None
 
     def decided(self, job_id: str, decision: Decision) -> None:
         """Write a decision down, unless it repeats the last one about this job word by word."""
@@ -226,6 +228,7 @@ class JournalRecord:
                 for uuid, device in self._devices.items()
             },
             failures=tuple(self.failures),
+            remarks=tuple(self._remarks),
         )
 
     def _status(
@@ -249,6 +252,7 @@ class JournalRecord:
             devices=tuple(device_status(view) for view in devices),
             waiting=tuple(WaitingJob(job.job_id, job.reason, now - job.since) for job in waiting),
             last_event=self._last_event,
+            remarks=tuple(self._remarks),
         )
 
     def _write_memory(self, devices: Sequence[DeviceView]) -> None:

@@ -34,7 +34,10 @@ class WaitingJob:
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """One moment of a run; `waiting` holds the longest waits only, longest first."""
+    """One moment of a run; `waiting` holds the longest waits only, longest first.
+
+    `remarks` are what a person should know of the run as a whole, such as a device that can't be used.
+    """
 
     run_dir: str
     state: str
@@ -48,6 +51,7 @@ class RunStatus:
     devices: tuple[DeviceStatus, ...] = ()
     waiting: tuple[WaitingJob, ...] = ()
     last_event: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ class RunSummary:
     interrupted: bool = False
     devices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     failures: tuple[JobFailure, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def exit_status(self) -> int:
@@ -83,5 +88,5 @@ class RunSummary:
     def to_json(self) -> dict[str, Any]:
         """The object that `run --json` prints."""
         record = asdict(self)
-        del record["interrupted"]
+        del record["interrupted"], record["remarks"]
         return record

@@ -102,9 +102,14 @@ class PlainProgress:
     def update(self, status: RunStatus) -> None:
         """Write a line if there is something new to say."""
         with self._lock:
-            if not self._quiet and self._is_news(status):
+            if self._quiet:
+                return
+            known = self._last.remarks if self._last else ()
+            lines = [printable(remark).replace("\n", " ") for remark in status.remarks if remark not in known]
+            if lines or self._is_news(status):
                 self._last = status
-                sys.stderr.write(status_line(status) + "\n")
+                # One write: lines of other programs on the same pipe don't cut into it.
+                sys.stderr.write("\n".join([*lines, status_line(status)]) + "\n")
                 sys.stderr.flush()
 
     def say(self, what: str) -> None:
@@ -146,6 +151,7 @@ def draw_status(status: RunStatus, *, ascii_only: bool = False) -> RenderableTyp
         parts += [Padding(_devices(status), (1, 0, 0, 0)), Text(legend(ascii_only=ascii_only), style="dim")]
     if status.waiting:
         parts.append(Padding(_waits(status), (1, 0, 0, 0)))
+    parts += [Text(printable(remark), style="yellow") for remark in status.remarks]
     if status.last_event:
         parts.append(Text(printable(status.last_event), style="dim", no_wrap=True, overflow="ellipsis"))
     return Group(*parts)

@@ -52,6 +52,7 @@ def read_status(run_dir: Path) -> RunStatus:
             **{
                 **record,
                 "devices": tuple(DeviceStatus(**_tuples(device)) for device in record["devices"]),
+                "remarks": tuple(record.get("remarks", ())),
                 "waiting": tuple(WaitingJob(**job) for job in record["waiting"]),
             }
         )

@@ -11,7 +11,7 @@ from scheduler.screens.exits import errors_as_messages, print_json
 from scheduler.screens.progress import draw_status, status_line
 from scheduler.screens.run_folder import RunFolderError, find_run, is_going_on, read_failures, read_status
 from scheduler.screens.summary import draw_failures
-from scheduler.screens.words import duration_text, path_text
+from scheduler.screens.words import duration_text, path_text, printable
 
 # The driver writes once a second; on a busy network folder that may take a while to be seen.
 SILENT_AFTER_S = 30.0
@@ -34,7 +34,7 @@ def status_command(path: Path, *, as_json: bool, debug: bool) -> None:
     if console.is_terminal:
         console.print(draw_status(status, ascii_only=console.options.ascii_only))
     else:
-        print(status_line(status))
+        print(*map(printable, status.remarks), status_line(status), sep="\n")
     if failures:
         console.print(draw_failures(failures), soft_wrap=not console.is_terminal)
     if going_on and age_s > SILENT_AFTER_S:

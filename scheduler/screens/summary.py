@@ -22,6 +22,7 @@ def draw_summary(summary: RunSummary, results: Path) -> RenderableType:
         are = "is a virtual device" if len(virtual) == 1 else "are virtual devices"
         what = f"{', '.join(virtual)} {are}: an account of bytes, no hardware. The CPU did the work."
         parts.append(Text(printable(what), style="yellow"))
+    parts += [Text(printable(remark), style="yellow") for remark in summary.remarks]
     if summary.failures:
         parts.append(draw_failures(summary.failures))
     parts.append(Text.assemble(("Results  ", "bold"), path_text(results)))

@@ -91,6 +91,17 @@ def test_lines_come_with_news_and_every_ten_seconds(status, capsys):
     assert " done: " in lines[4]
 
 
+def test_each_remark_is_said_once_and_stays_in_view(status, capsys):
+    with PlainProgress() as progress:
+        for remarks in ((), ("gpu0: torch\nisn't used",), ("gpu0: torch\nisn't used", "second")):
+            progress.update(replace(status, remarks=remarks))
+            progress.update(replace(status, remarks=remarks))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if not line.startswith("[")] == ["gpu0: torch isn't used", "second"]
+    assert len(lines) == 5
+    assert "second" in drawn(replace(status, remarks=("first", "second"))).splitlines()
+
+
 def test_quiet_says_only_remarks(status, capfd):
     with progress_on(Console(file=io.StringIO()), quiet=True) as progress:
         progress.update(status)

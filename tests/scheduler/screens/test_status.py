@@ -34,8 +34,10 @@ def invoke(*arguments: str):
 
 
 def test_what_was_written_is_read(tmp_path, status):
+    status = replace(status, remarks=("gpu0: torch isn't used",))
     run_dir = make_run(tmp_path / "run", status)
     assert read_status(run_dir) == replace(status, run_dir=str(run_dir))
+    assert "gpu0: torch isn't used\n" in invoke(str(run_dir)).stdout
 
 
 def test_failures_are_read_from_the_journal(tmp_path):

@@ -53,6 +53,11 @@ def test_failures_are_named_once_for_each_reason():
     assert "Failed   A, B\n         z2 is missing\n         in /data\nFailed   C\n         [b]\n" in text
 
 
+def test_remarks_about_the_run():
+    assert "gpu0: torch isn't used\n" in printed(replace(SUMMARY, remarks=("gpu0: torch isn't used",)))
+    assert "remarks" not in SUMMARY.to_json()
+
+
 def test_interrupted_before_anything_was_done():
     text = printed(replace(SUMMARY, done=0, wall_s=0.4, interrupted=True, devices={}))
     assert text.startswith("Interrupted: 0 of 48 jobs done in 0.4 s\nResults")
