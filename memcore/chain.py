@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from memcore.backend import nbytes_of
 from memcore.contracts import implementations_of
 from memcore.errors import ContractError
-from memcore.info import ArrayInfo, bytes_text
+from memcore.info import ArrayInfo, DeviceInfo, bytes_text
 from memcore.memory_type import MemoryType
 from memcore.registry import backend_of, memory_type_names
 from memcore.status import BackendStatus
@@ -21,7 +21,7 @@ from memcore.steps import FunctionStep
 
 DeviceKind: TypeAlias = Literal["cpu", "gpu"]
 StepCost: TypeAlias = Callable[[FunctionStep, str, DeviceKind, int], float]
-Devices: TypeAlias = Iterable[str] | Mapping[str, Iterable[str] | BackendStatus]
+Devices: TypeAlias = Iterable[str | DeviceInfo] | Mapping[str, Iterable[str | DeviceInfo] | BackendStatus]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,12 @@ def plan_chain(
     ----------
     steps : in order; functions decorated with `memory_types` count as steps
     info : the stack that goes in
-    devices : device kinds that are there ("cpu", "gpu"), or for each memory type those that it can use, as in
-        `{"numpy": ["cpu"], "torch": ["cpu", "gpu"]}` or `backend_status()`
-    keywords : each step's own keywords, for those whose result's form depends on them step_cost : (step,
-    memory type, device kind, bytes of its input) -> what the step itself costs, in bytes moved end : memory
-    type that the result must have, in host memory if it is numpy; None leaves it where it is
+    devices : devices or device kinds that are there ("cpu", "gpu"), or for each memory type those that it can
+        use, as in `{"numpy": ["cpu"], "torch": ["cpu", "gpu"]}` or `backend_status()`
+    keywords : each step's own keywords, for those whose result's form depends on them
+    step_cost : (step, memory type, device kind, bytes of its input) -> what the step itself costs, in bytes
+        moved
+    end : memory type that the result must have, in host memory if it is numpy; None leaves it where it is
 
     Raises
     ------
@@ -256,11 +257,11 @@ def _places(devices: Devices) -> dict[str, frozenset[DeviceKind]]:
     return {name: kinds & frozenset(backend_of(name).device_kinds) for name in memory_type_names()}
 
 
-def _kinds(have: Iterable[str] | BackendStatus) -> frozenset[DeviceKind]:
-    if isinstance(have, BackendStatus):
-        return frozenset(device.kind for device in have.devices)
+def _kinds(have: Iterable[str | DeviceInfo] | BackendStatus) -> frozenset[DeviceKind]:
+    devices = have.devices if isinstance(have, BackendStatus) else have
     kinds: set[DeviceKind] = set()
-    for kind in have:
+    for device in devices:
+        kind = device.kind if isinstance(device, DeviceInfo) else device
         if kind == "cpu":
             kinds.add("cpu")
         elif kind == "gpu":

@@ -51,11 +51,14 @@ def convert_memory(
     Shape, dtype, byte order and values are those of `data`. The result is ready for the target's current
     stream.
 
-    Parameters ---------- data : plain array of `source_type`; the declaration is checked target_type : memory
-    type of the result gpu_id : device index, or "cpu" for host memory of torch, TensorFlow and JAX; NumPy
-    ignores it copy : True never shares memory with `data`; False never copies; None shares where that is
-    possible and safe: a mutable
-        buffer isn't lent to a library of immutable arrays, nor a read-only one to a library without that flag
+    Parameters
+    ----------
+    data : plain array of `source_type`; the declaration is checked
+    target_type : memory type of the result
+    gpu_id : device index, or "cpu" for host memory of torch, TensorFlow and JAX; NumPy ignores it
+    copy : True never shares memory with `data`; False never copies; None shares where that is possible and
+        safe: a mutable buffer isn't lent to a library of immutable arrays, nor a read-only one to a library
+        without that flag
     allow_host : False refuses to bring device memory to the host
 
     Raises

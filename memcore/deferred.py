@@ -23,8 +23,10 @@ class Deferred:
     `then` returns a new Deferred; `value` runs the pending steps, converting only where no plan avoids it,
     and keeps the result. Steps run once, in order, however often the value is asked for.
 
-    Parameters ---------- stack : a plain 3-D array gpu_id : the accelerator that steps may use beside the
-    CPU; by default the one that the stack is on, if any
+    Parameters
+    ----------
+    stack : a plain 3-D array
+    gpu_id : the accelerator that steps may use beside the CPU; by default the one that the stack is on
 
     Raises
     ------

@@ -28,12 +28,13 @@ def stack_slices(
     The values are copied once into one destination, which is then lent or transferred whole; slices that are
     on the target device already are stacked there. The result never shares memory with the slices.
 
-    Parameters ---------- slices : a sequence or an iterator of plain 2-D arrays with equal shape and dtype,
-    or one 3-D array, taken as the
-        sequence of its planes
-    memory_type, gpu_id : where the stack is to live; NumPy ignores `gpu_id` out : a [Z, Y, X] array of that
-    type, device and dtype to fill and return, which no slice is a view of; not for
-        libraries of immutable arrays
+    Parameters
+    ----------
+    slices : a sequence or an iterator of plain 2-D arrays with equal shape and dtype, or one 3-D array, taken
+        as the sequence of its planes
+    memory_type, gpu_id : where the stack is to live; NumPy ignores `gpu_id`
+    out : a [Z, Y, X] array of that type, device and dtype to fill and return, which no slice is a view of;
+        not for libraries of immutable arrays
 
     Raises
     ------

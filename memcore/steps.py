@@ -13,11 +13,14 @@ from memcore.memory_type import Array
 class FunctionStep:
     """A step function with the memory types that it is declared for.
 
-    Parameters ---------- function : decorated with `memory_types`, whose implementations are taken over, or
-    any `fn(stack, **with)` input : memory types that an undecorated function accepts; for a decorated one it
-    restricts its implementations output : memory type of an undecorated function's result, or "same" name :
-    for messages and journals; the function's own by default keywords : the remaining fields of `Contract`,
-    for an undecorated function
+    Parameters
+    ----------
+    function : decorated with `memory_types`, whose implementations are taken over, or any `fn(stack, **with)`
+    input : memory types that an undecorated function accepts; for a decorated one it restricts its
+        implementations
+    output : memory type of an undecorated function's result, or "same"
+    name : for messages and journals; the function's own by default
+    keywords : the remaining fields of `Contract`, for an undecorated function
 
     Raises
     ------

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcore.backend import Backend, numpy_dtype, numpy_dtype_name
+from memcore.backends.cuda_address import pci_address
 from memcore.host import ALIGNMENT, address_of, aligned_empty
 from memcore.info import DeviceInfo, MemoryHeld
 from memcore.memory_type import Array, GpuId, MemoryType
@@ -59,7 +60,8 @@ class JaxBackend(Backend):
         accelerators = self._accelerators()
         if accelerators:
             found = [
-                DeviceInfo(self._ordinal(d), "gpu", d.device_kind, self._address(d)) for d in accelerators
+                DeviceInfo(self._ordinal(d), "gpu", d.device_kind, pci_address(self._ordinal(d)))
+                for d in accelerators
             ]
         else:
             cpus = self.library.devices("cpu")
@@ -191,20 +193,6 @@ class JaxBackend(Backend):
         # The CUDA ordinal under CUDA_VISIBLE_DEVICES; `id` counts over all processes of a distributed job.
         ordinal = getattr(device, "local_hardware_id", None)
         return int(device.id if ordinal is None else ordinal)
-
-    def _address(self, device: Any) -> str | None:
-        """PCI address by way of the CUDA ordinal, which a library that tells addresses confirms."""
-        torch = sys.modules.get("torch")
-        cupy = sys.modules.get("cupy")
-        ordinal = self._ordinal(device)
-        if torch is not None and torch.cuda.is_available() and ordinal < torch.cuda.device_count():
-            properties = torch.cuda.get_device_properties(ordinal)
-            return (
-                f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}"
-            )
-        if cupy is not None and ordinal < cupy.cuda.runtime.getDeviceCount():
-            return str(cupy.cuda.runtime.deviceGetPCIBusId(ordinal)).lower().partition(".")[0]
-        return None
 
 
 def _wide_types_enabled() -> bool:

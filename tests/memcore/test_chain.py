@@ -15,7 +15,9 @@ from memcore import (
     ArrayInfo,
     ContractError,
     Deferred,
+    DeviceInfo,
     FunctionStep,
+    backend_status,
     conversion_counters,
     memory_types,
     plan_chain,
@@ -99,6 +101,13 @@ def test_a_library_that_cannot_hold_the_dtype_is_passed_by() -> None:
 def test_memory_types_can_be_limited_one_by_one() -> None:
     plans = plan_chain([step("numpy", "torch")], INFO, {"torch": ["cpu"]})
     assert [plan.memory_types for plan in plans] == [("torch",)]
+
+
+def test_devices_may_be_given_as_they_are_listed() -> None:
+    listed = [DeviceInfo("cpu", "cpu", "host memory"), DeviceInfo(0, "gpu", "a card")]
+    assert plan_chain([step("cupy")], INFO, listed) == plan_chain([step("cupy")], INFO, BOTH)
+    status = backend_status("numpy")
+    assert plan_chain([step("numpy", "cupy")], INFO, status)[0].memory_types == ("numpy",)
 
 
 def test_what_nothing_can_run_is_named() -> None:

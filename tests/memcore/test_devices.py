@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from memcore import DeviceError, device_of, move_to_device, validate_gpu_id
+from memcore.backends.cuda_address import pci_address
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,3 +75,31 @@ def test_opencl_arrays_do_not_live_in_host_memory() -> None:
     with pytest.raises(DeviceError, match="host memory"):
         validate_gpu_id("cpu", "pyclesperanto")
     assert validate_gpu_id(0, "pyclesperanto") == 0
+
+
+class Driver:
+    """libcuda with one device, at 0000:3B:00."""
+
+    def cuInit(self, flags: int) -> int:
+        return 0
+
+    def cuDeviceGet(self, device: object, ordinal: int) -> int:
+        return 0 if ordinal == 0 else 101
+
+    def cuDeviceGetPCIBusId(self, text: Any, size: int, device: object) -> int:
+        text.value = b"0000:3B:00.0"
+        return 0
+
+
+def test_the_driver_tells_the_address_of_an_ordinal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    assert pci_address(0) == "0000:3b:00"
+    assert pci_address(1) is None
+
+
+def test_without_a_driver_there_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> object:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert pci_address(0) is None

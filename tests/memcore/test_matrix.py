@@ -99,8 +99,12 @@ def verdict(case: matrix_cases.Case, answer: dict[str, Any], x64: bool) -> str |
 def test_every_combination_is_exact_or_refused_with_a_remedy(
     x64: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # With 64-bit types on only the pairs with JAX differ.
-    indices = [i for i, case in enumerate(CASES) if not x64 or "jax" in (case.source, case.target)]
+    # With 64-bit types on only the pairs with JAX differ, and only these types.
+    indices = [
+        i
+        for i, case in enumerate(CASES)
+        if not x64 or ("jax" in (case.source, case.target) and case.dtype in {*matrix_cases.WIDE, "float32"})
+    ]
     counts: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     wrong = []
@@ -119,5 +123,5 @@ def test_every_combination_is_exact_or_refused_with_a_remedy(
             f"{counts['refused']} typed errors {dict(errors)}; {counts['absent']} arrays don't exist"
         )
     assert not wrong, f"{len(wrong)} wrong, such as\n" + "\n".join(wrong[:20])
-    assert counts["exact"] > 1000
+    assert counts["exact"] > (500 if x64 else 3000)
     assert sum(counts.values()) == len(indices)
