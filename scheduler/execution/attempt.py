@@ -117,6 +117,7 @@ class _Course:
     """How far an attempt came."""
 
     times: dict[str, float] = field(default_factory=dict)
+    waited_s: float = 0.0
     steps: tuple[StepRecord, ...] = ()
     result: tuple[tuple[int, ...], str] | None = None
 
@@ -133,19 +134,20 @@ def _outcome(state: WorkerState, task: AttemptTask, course: _Course) -> tuple[Ou
             began = time.monotonic()
             _carry_out(state, task, course)
         except RefusedError as error:
-            return Refused(str(error), error.denial.snapshot), ""
+            # A snapshot of the host mustn't be taken for one of the device that the job was placed on.
+            snapshot = error.denial.snapshot
+            return Refused(str(error), snapshot if snapshot.uuid == state.device.uuid else None), ""
         except Exception as error:  # noqa: BLE001  whatever a user's step raises is the outcome
             trace = traceback.format_exc()
             if is_oom(error):
-                on_device = isinstance(error, OutOfDeviceMemoryError) or type(error) is not MemoryError
                 text = f"{type(error).__name__}: {error}"
-                return OutOfMemory(on_host=not (state.on_gpu and on_device), error=text), trace
+                return OutOfMemory(on_host=not (state.on_gpu and _of_device(error)), error=text), trace
             return Failed(str(error) or type(error).__name__, key=_failure_key(error)), trace
         peak.stop()
         measured = peak.nbytes if company.alone else None
         done = Done(
             host_peak_bytes=measured,
-            duration_s=time.monotonic() - began,
+            duration_s=time.monotonic() - began - course.waited_s,
             attributed=measured is not None,
         )
         return done, ""
@@ -161,8 +163,10 @@ def _carry_out(state: WorkerState, task: AttemptTask, course: _Course) -> None:
         with host_pool.acquire(task.source.shape, task.source.dtype, job=task.job_id) as stack:
             read_stack(task.source, stack)
             course.times["read_s"] = time.monotonic() - began
+            ready = time.monotonic()
             with state.compute:
                 began = time.monotonic()
+                course.waited_s = began - ready
                 result = _compute(state, task, stack, leases)
                 course.times["compute_s"] = time.monotonic() - began
             began = time.monotonic()
@@ -221,6 +225,13 @@ def _compute(
 def _place(state: WorkerState, memory_type: str) -> Any:
     # A step for NumPy in a GPU's chain runs in host memory; every other one on the device.
     return "cpu" if memory_type == "numpy" else state.gpu_id(memory_type)
+
+
+def _of_device(error: BaseException) -> bool:
+    """Whether it is device memory that ran out: of the MemoryErrors, ours that says so, and CuPy's."""
+    if isinstance(error, OutOfDeviceMemoryError) or not isinstance(error, MemoryError):
+        return True
+    return type(error).__module__.partition(".")[0] == "cupy"
 
 
 def _failure_key(error: BaseException) -> str:

@@ -130,7 +130,8 @@ def _call(step: ChainStep, array: Any, make_context: MakeContext | partial[StepC
         keywords["context"] = make_context(step)
     try:
         return implementation(array, **keywords)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # A step that calls sys.exit would end the worker process, and nobody could say why.
         if is_oom(error):
             raise
         given = backend_of(step.memory_type).describe(array)
