@@ -140,6 +140,9 @@ class _Run:
                 )
                 jobs = [dispatcher_job(self.prepared, job, plans) for job in self.prepared.jobs]
                 state = driver.run(jobs, stop)
+        except KeyboardInterrupt:
+            state = "interrupted"
+            raise
         finally:
             remove_partials({job.output.parent for job in self.prepared.jobs}, read_worker_pids(self.run_dir))
             summary = self.record.end(state, dispatcher.device_view(), interrupted=state == "interrupted")
