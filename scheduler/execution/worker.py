@@ -85,7 +85,7 @@ class WorkerState:
         self.run_dir = Path(settings.run_dir)
         self.pools = PoolSet(
             host_limit=settings.host.total_bytes,
-            device_limits={} if device.kind is DeviceKind.CPU else {0: device.total_bytes},
+            device_limits=self._device_limits(),
         )
         # More attempts may be admitted than compute at once: the others read or write meanwhile.
         self.compute = threading.BoundedSemaphore(max(1, device.slots if self.on_gpu else 1))
@@ -106,6 +106,14 @@ class WorkerState:
     def on_gpu(self) -> bool:
         """False in a CPU worker."""
         return self.device.kind is not DeviceKind.CPU
+
+    def _device_limits(self) -> dict[int, int]:
+        """Bytes by the numbers that this worker's device goes by: 0, and for a virtual one its place."""
+        if not self.on_gpu:
+            return {}
+        virtual = self.device.kind is DeviceKind.VIRTUAL
+        stand_in = self.settings.virtual.index(self.device) if virtual else 0
+        return {0: self.device.total_bytes, stand_in: self.device.total_bytes}
 
     def gpu_id(self, memory_type: str) -> GpuId:
         """Where this worker's arrays of a memory type live.

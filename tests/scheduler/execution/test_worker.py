@@ -98,3 +98,17 @@ def test_charges_of_two_threads_add_up_in_the_table(
         thread.join(timeout=30)
     assert (found.held_bytes, found.reserved_bytes) == (800, 800)
     until(lambda: mine(table, VIRTUAL).held_bytes == 0)
+
+
+def test_pools_of_a_virtual_device_are_bounded_under_its_own_number(tmp_path: Path) -> None:
+    """OpenCL and JAX arrays for virtual GPU 1 live on their logical device 1."""
+    second = Device(f"VIRTUAL-{TAG}-1", "virtual1", DeviceKind.VIRTUAL, 2000)
+    state = WorkerState(WorkerSettings(TAG, str(tmp_path), (VIRTUAL, second, HOST), virtual_tag=TAG), second)
+    try:
+        number = state.gpu_id("pyclesperanto")
+        assert number == 1
+        assert state._device_limits()[number] == second.total_bytes
+    finally:
+        state.close()
+        for device in (VIRTUAL, second):
+            VirtualDeviceMemory(device.uuid, device.total_bytes).unlink()
