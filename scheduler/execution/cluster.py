@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
@@ -86,25 +88,42 @@ def local_cluster(devices: Sequence[Device], *, host_limit: int) -> Iterator[Cli
     }
     # A Nanny puts these into its own process, which is this one, to hand them on.
     with dask.config.set(settings), _restored_environment(threads):
-        cluster = SpecCluster(
-            workers=specification,
-            scheduler={
-                "cls": Scheduler,
-                # A job that ends its worker is ours to judge, so Dask must not try it again by itself.
-                "options": {
-                    "host": LOOPBACK,
-                    "port": 0,
-                    # Any free port: on its usual one another run may listen, and Dask would warn of that.
-                    "dashboard_address": f"{LOOPBACK}:0",
-                    "dashboard": False,
-                    "allowed_failures": 0,
+        with _ctrl_c_held_back():
+            cluster = SpecCluster(
+                workers=specification,
+                scheduler={
+                    "cls": Scheduler,
+                    # A job that ends its worker is ours to judge, so Dask must not try it again by itself.
+                    "options": {
+                        "host": LOOPBACK,
+                        "port": 0,
+                        # Any free port: on its usual one another run may listen, and Dask would warn of that.
+                        "dashboard_address": f"{LOOPBACK}:0",
+                        "dashboard": False,
+                        "allowed_failures": 0,
+                    },
                 },
-            },
-            silence_logs=logging.CRITICAL,
-        )
+                silence_logs=logging.CRITICAL,
+            )
         with cluster, Client(cluster) as client:
             client.wait_for_workers(len(specification))
             yield client
+
+
+@contextlib.contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Block SIGINT in this thread, and so for good in the threads and processes that are started by it.
+
+    A terminal's Ctrl-C reaches every process of its group, and a worker that is still importing would end by
+    it and take the start of the cluster with it. Here it takes effect when the block ends.
+    """
+    # It is started with the first process else, and unblocks SIGINT in the thread that starts it.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 import ipaddress
 import os
+import signal
+from pathlib import Path
 
 import psutil
 import pytest
@@ -79,3 +81,17 @@ def test_processes_have_their_environment_and_listen_on_loopback_only(
     assert listening
     assert all(ipaddress.ip_address(address).is_loopback for address in listening)
     assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def test_ctrl_c_while_workers_start_does_not_end_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "if any('spawn_main' in argument for argument in sys.orig_argv):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with local_cluster((CPU,), host_limit=2 * GIB) as client:
+        assert len(client.scheduler_info(n_workers=-1)["workers"]) == CPU.slots
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
