@@ -77,6 +77,8 @@ class Estimates:
         self._peaks: dict[tuple[str, str, str], int] = {}
         self._host_peaks: dict[tuple[str, str], int] = {}
         self._rates: dict[tuple[str, str, str], _Rate] = {}
+        # the first rate of each family on any device, for guesses elsewhere
+        self._paces: dict[str, float] = {}
         self._unmeasurable: set[tuple[str, str]] = set()
         self._versions: dict[str, int] = {}
 
@@ -115,6 +117,14 @@ class Estimates:
         """Expected seconds on a device model, from measured rates; None while unmeasured."""
         rate = self._rates.get((family, plan.name, model))
         return None if rate is None else rate.value * plan.cost
+
+    def expected_seconds(self, family: str, plan: JobPlan) -> float:
+        """A guess for a device model on which nothing was measured.
+
+        The declared cost, in the seconds that a unit of it took elsewhere, if anything of the family was
+        measured.
+        """
+        return plan.cost * self._paces.get(family, 1.0)
 
     def observe_device_peak(self, family: str, kind: str, plan: JobPlan, model: str, peak: int) -> bool:
         """Learn an attributed device peak; True if the family's estimates changed noticeably."""
@@ -160,6 +170,7 @@ class Estimates:
         if rate is None:
             rate = self._rates[key] = _Rate()
         rate.add(seconds / plan.cost)
+        self._paces.setdefault(family, seconds / plan.cost)
         return self._noted(family, rate.count == 1)
 
     def _noted(self, family: str, changed: bool) -> bool:
@@ -191,6 +202,8 @@ class Estimates:
         estimates._peaks = {(k, p, m): int(peak) for k, p, m, peak in record["peaks"]}
         estimates._host_peaks = {(k, p): int(peak) for k, p, peak in record["host_peaks"]}
         estimates._rates = {(f, p, m): _Rate(count, value) for f, p, m, count, value in record["rates"]}
+        for (family, _, _), rate in estimates._rates.items():
+            estimates._paces.setdefault(family, rate.value)
         return estimates
 
 

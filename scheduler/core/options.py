@@ -85,7 +85,7 @@ def _option(group: Group, cls: DeviceClass, plan: JobPlan, index: int, estimates
         plan=plan,
         need=need,
         host_need=need if cls.is_cpu else host_need,
-        seconds=plan.cost if measured is None else measured,
+        seconds=estimates.expected_seconds(family, plan) if measured is None else measured,
         measured=measured is not None,
         share=max(need / cls.capacity if cls.capacity > 0 else 1.0, 1 / slots),
         resident=resident,

@@ -7,6 +7,11 @@ from scheduler.core.queues import microseconds
 from scheduler.core.records import Group, Option
 from scheduler.core.state import State
 
+# A long job on the CPU that ends late holds up the whole run, and what the GPUs need is only an estimate.
+CAUTION = 0.9
+# While only the declared cost speaks for it, one job of the family is tried if it should end well before.
+TRIAL = 0.5
+
 
 def best_for_cpu(state: State, account: DeviceAccount) -> tuple[Group, Option, str] | None:
     """The group that gains most by running on this CPU device now, with the reason in words; None if none
@@ -29,13 +34,15 @@ def best_for_cpu(state: State, account: DeviceAccount) -> tuple[Group, Option, s
         if gain <= best_gain:
             continue
         if mode is OnPressure.EARLIEST_FINISH and not _strangers_hold(state, group):
+            if limit < 0:
+                limit = microseconds(CAUTION * state.drain_seconds())
             if unknown:
-                # the first of a family tells how long the CPU takes: the others wait for that figure
-                if group.family in state.exploring:
+                # the first of a family tells how long the CPU takes, if by its declared cost that is worth
+                # the
+                # try: the others wait for that figure
+                if group.family in state.exploring or option.seconds > TRIAL * state.drain_seconds():
                     continue
             else:
-                if limit < 0:
-                    limit = microseconds(state.drain_seconds())
                 longest = next(queue.candidates(limit), None)
                 if longest is not None:
                     group, option = longest
@@ -95,8 +102,12 @@ def why_not_cpu(state: State, group: Group, cpu: DeviceClass) -> str | None:
         return None
     if not option.measured or not _measured_on_gpu(state, group):
         first = state.exploring.get(group.family)
-        return f"how long the CPU takes is being measured with {first}" if first else None
-    wait = max(state.drain_seconds(), group.best_seconds)
+        if first:
+            return f"how long the CPU takes is being measured with {first}"
+        if option.seconds > TRIAL * state.drain_seconds():
+            return "by its declared cost the CPU would take longer than the devices need for all that waits"
+        return None
+    wait = max(CAUTION * state.drain_seconds(), group.best_seconds)
     if option.seconds > wait:
         return f"a device is expected to finish it in {wait:.3g} s, the CPU would take {option.seconds:.3g} s"
     return None

@@ -115,9 +115,17 @@ def test_earliest_finish_acts_as_cpu_while_strangers_hold_the_memory():
 
 
 def test_while_the_cpus_rate_is_unknown_one_job_of_the_family_finds_out():
+    plans = (on_gpu(2, cost=10), on_cpu(cost=10))
+    world = World(gpu(slots=1), cpu(slots=4))
+    world.add(*jobs(4, *plans))
+    assert sorted(placement.device for placement in world.running.values()) == ["c-host", "g0"]
+    assert "how long the CPU takes is being measured with k1" in world.reason("k2")
+
+
+def test_an_unknown_rate_is_not_tried_where_the_declared_cost_speaks_against_it():
     world = World(gpu(slots=1), cpu(slots=4))
     world.add(*jobs(4, *BOTH))
-    assert sorted(placement.device for placement in world.running.values()) == ["c-host", "g0"]
+    assert [placement.device for placement in world.running.values()] == ["g0"]
 
 
 def test_the_first_of_a_kind_runs_alone_and_its_measure_is_used():
