@@ -9,6 +9,7 @@ from pathlib import Path
 
 from scheduler.config.model import RunConfig
 from scheduler.core.dispatcher import Dispatcher
+from scheduler.core.footprint import Estimates
 from scheduler.core.model import DeviceKind, JobPlan, Placement
 from scheduler.core.policy import OnPressure, Policy
 from scheduler.execution.attempt import AttemptTask, OutputTarget
@@ -82,7 +83,8 @@ def carry_out(
         kinds = {device.kind for device in discovery.devices if device.slots}
         usable = {kind: installed(names, kind) for kind in kinds}
         plans = plans_by_form(prepared, usable)
-        return _Run(prepared, discovery, make_record(), overwrite).carry_out(plans, usable, stop)
+        estimates = load_estimates(default_estimates_path())
+        return _Run(prepared, discovery, make_record(), overwrite).carry_out(plans, usable, estimates, stop)
     finally:
         discovery.close()
 
@@ -107,7 +109,11 @@ class _Run:
             self.record.remark(problem)
 
     def carry_out(
-        self, plans: dict[Form, tuple[JobPlan, ...]], usable: Usable, stop: threading.Event | None
+        self,
+        plans: dict[Form, tuple[JobPlan, ...]],
+        usable: Usable,
+        estimates: Estimates,
+        stop: threading.Event | None,
     ) -> RunSummary:
         """Start the cluster, run every job, and sum up."""
         memory = self.config.memory
@@ -116,8 +122,7 @@ class _Run:
             reproducible=memory.reproducible,
             max_failures=self.config.jobs.max_failures,
         )
-        estimates_path = default_estimates_path()
-        dispatcher = Dispatcher(policy, self.devices, load_estimates(estimates_path))
+        dispatcher = Dispatcher(policy, self.devices, estimates)
         host = next(device for device in self.devices if device.kind is DeviceKind.CPU)
         settings = WorkerSettings(
             self.run_id, str(self.run_dir), self.devices, virtual_tag=virtual_tag(self.config, self.run_id)
@@ -146,7 +151,7 @@ class _Run:
         finally:
             remove_partials({job.output.parent for job in self.prepared.jobs}, read_worker_pids(self.run_dir))
             summary = self.record.end(state, dispatcher.device_view(), interrupted=state == "interrupted")
-        save_estimates(dispatcher.estimates, estimates_path)
+        save_estimates(dispatcher.estimates, default_estimates_path())
         return summary
 
     def _task(self, placement: Placement) -> AttemptTask:

@@ -8,6 +8,10 @@ from pathlib import Path
 from scheduler.core.footprint import Estimates
 
 
+class EstimatesError(ValueError):
+    """The file of what was learned is damaged; the message names it, so that it can be removed."""
+
+
 def default_estimates_path() -> Path:
     """$XDG_CACHE_HOME/stackyard/estimates.json, or under ~/.cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -19,8 +23,8 @@ def load_estimates(path: Path) -> Estimates:
 
     Raises
     ------
-    ValueError
-        The file is there and damaged; its message names it, so that it can be removed.
+    EstimatesError
+        The file is there and damaged.
     """
     try:
         text = path.read_text()
@@ -29,7 +33,7 @@ def load_estimates(path: Path) -> Estimates:
     try:
         return Estimates.from_json(json.loads(text))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise EstimatesError(
             f"{path} is damaged ({error}): remove it, and footprints are learned anew"
         ) from error
 

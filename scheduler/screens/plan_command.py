@@ -4,6 +4,7 @@ from pathlib import Path
 
 from scheduler.config import ConfigError, load_config
 from scheduler.execution.devices import DevicesError
+from scheduler.host.estimates import EstimatesError
 from scheduler.images.errors import InputError, OutputError
 from scheduler.screens.check import check_steps
 from scheduler.screens.consoles import output_console
@@ -19,7 +20,9 @@ def plan_command(path: Path, *, as_json: bool, debug: bool) -> None:
     from scheduler.execution.forecast import forecast
     from scheduler.screens.plan import draw_forecast, forecast_json
 
-    with errors_as_messages(debug=debug, unusable=(InputError, OutputError, StepError, DevicesError)):
+    with errors_as_messages(
+        debug=debug, unusable=(InputError, OutputError, StepError, DevicesError, EstimatesError)
+    ):
         found = forecast(config)
     if as_json:
         print_json(forecast_json(found))

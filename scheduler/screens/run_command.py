@@ -11,6 +11,7 @@ from rich.console import Console
 from scheduler.config import ConfigError, load_config
 from scheduler.execution.devices import DevicesError
 from scheduler.execution.status import RunStatus, RunSummary
+from scheduler.host.estimates import EstimatesError
 from scheduler.images.errors import InputError, OutputError
 from scheduler.screens.check import check_steps
 from scheduler.screens.consoles import output_console
@@ -21,7 +22,7 @@ from scheduler.screens.submit_command import tell_run
 from scheduler.screens.summary import print_summary
 from scheduler.steps.errors import StepError
 
-UNUSABLE = (InputError, OutputError, StepError, DevicesError)
+UNUSABLE = (InputError, OutputError, StepError, DevicesError, EstimatesError)
 
 
 class Runner(Protocol):

@@ -115,6 +115,15 @@ def test_json(config):
     assert record["expected_s"] is None
 
 
+def test_what_was_learned_and_is_damaged_is_named(config):
+    path = default_estimates_path()
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    result = invoke(config)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"stackyard: {path} is damaged")
+
+
 def test_results_that_are_there_and_stacks_that_cannot_be_read(config, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/A01_s1_c1.ome.tif").touch()
