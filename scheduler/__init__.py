@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from scheduler.config.errors import ConfigError as ConfigError
     from scheduler.config.load import load_config as load_config
     from scheduler.config.model import RunConfig as RunConfig
+    from scheduler.execution.resume import resume as resume
     from scheduler.execution.run import run as run
     from scheduler.execution.status import RunStatus as RunStatus
     from scheduler.execution.status import RunSummary as RunSummary
@@ -20,6 +21,7 @@ _HOME = {
     "RunStatus": "scheduler.execution.status",
     "RunSummary": "scheduler.execution.status",
     "load_config": "scheduler.config.load",
+    "resume": "scheduler.execution.resume",
     "run": "scheduler.execution.run",
 }
 

@@ -7,8 +7,10 @@ import scheduler
 
 def test_public_names_are_those_of_their_modules():
     from scheduler.config.load import load_config
+    from scheduler.execution.resume import resume
     from scheduler.execution.run import run
 
+    assert scheduler.resume is resume
     assert scheduler.run is run
     assert scheduler.load_config is load_config
     assert set(dir(scheduler)) >= {"run", "load_config", "RunConfig", "ConfigError", "RunStatus", "RunSummary"}
