@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from memcore.errors import DtypeError
+
 ALIGNMENT = 64
 
 # From here on a block is its own mapping, which goes back to the system when the block dies; the C library's
@@ -28,9 +30,12 @@ HUGE_PAGE = 2 << 20
 def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike, alignment: int = ALIGNMENT) -> NDArray[Any]:
     """A new C-contiguous array whose first byte is at a multiple of `alignment`, values undefined.
 
-    NumPy's own allocator owns the memory, so its reuse of freed memory applies.
+    NumPy's own allocator owns the memory, so its reuse of freed memory applies. Raises DtypeError for dtypes
+    that hold references: undefined ones crash the process.
     """
     dtype = np.dtype(dtype)
+    if dtype.hasobject:
+        raise DtypeError(f"{dtype} holds references, not values; choose a dtype with array.astype first")
     nbytes = math.prod(shape) * dtype.itemsize
     raw = np.empty(nbytes + alignment, np.uint8)
     start = -address_of(raw) % alignment

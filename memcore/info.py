@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,9 @@ ITEM_SIZES = {
     "complex64": 8,
     "complex128": 16,
 }
+
+# What an element takes that isn't a number: a pointer.
+REFERENCE_SIZE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +78,19 @@ class MemoryHeld:
 
 
 def item_size(dtype: str) -> int:
-    """Bytes of one element of the dtype with that name."""
+    """Bytes of one element of the dtype with that name.
+
+    Dtypes that only one library has tell their bits in their name: float8_e4m3fn, void48, datetime64.
+    """
     size = ITEM_SIZES.get(dtype)
-    if size is None:
+    if size is not None:
+        return size
+    if dtype[:1] in "<>":
         import numpy as np
 
-        size = np.dtype(dtype).itemsize
-    return size
+        return np.dtype(dtype).itemsize
+    bits = re.search(r"\d+", dtype)
+    return max(1, int(bits[0]) // 8) if bits else REFERENCE_SIZE
 
 
 def bytes_text(nbytes: int) -> str:

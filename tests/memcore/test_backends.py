@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from memcore import move_to_device, registry
+from memcore import BackendUnavailableError, backend_status, convert_memory, move_to_device, registry
 from memcore.backend import Backend
 from memcore.backends.cupy import CupyBackend
 from memcore.memory_type import GpuId
@@ -113,6 +113,19 @@ class TestCupyDouble(BackendContract):
         assert self.backend.is_oom(cupy_double.CUDARuntimeError(2))
         assert not self.backend.is_oom(cupy_double.CUDARuntimeError(700))
         assert self.backend.is_oom(cupy_double.OutOfMemoryError())
+
+    def test_a_machine_without_a_driver_is_told_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # CuPy imports without a driver and fails at its first use.
+        def no_driver() -> int:
+            raise cupy_double.CUDARuntimeError(35)
+
+        monkeypatch.setattr(self.library.cuda.runtime, "getDeviceCount", no_driver)
+        with pytest.raises(BackendUnavailableError, match="NVIDIA GPU and its driver"):
+            convert_memory(numbers(), "numpy", "cupy", 0)
+        monkeypatch.setattr(self.backend, "installed", lambda: True)
+        status = backend_status("cupy")["cupy"]
+        assert not status.available
+        assert "NVIDIA GPU and its driver" in str(status.reason)
 
     def test_drain_says_what_it_gave_back(self) -> None:
         cupy_double.POOL.free[1] = 1 << 20

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -162,6 +164,18 @@ def test_no_path_is_cheaper_than_the_plan(chain: list[list[str]]) -> None:
         stops = [("numpy", "cpu"), *path, ("numpy", "cpu")]
         costs.append(sum(conversion_bytes(*a, *b, 60) for a, b in itertools.pairwise(stops)))  # type: ignore[arg-type]
     assert plan.cost == plan.bytes_moved == min(costs)
+
+
+def test_planning_imports_no_library() -> None:
+    code = (
+        "import sys, memcore\n"
+        "steps = [memcore.FunctionStep(len, input=list(memcore.MemoryType), name='any')] * 3\n"
+        "info = memcore.ArrayInfo('numpy', (2, 3, 5), 'float64')\n"
+        "assert memcore.plan_chain(steps, info, ['cpu', 'gpu'])\n"
+        "print(sorted({'torch', 'jax', 'tensorflow', 'cupy', 'pyclesperanto'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # Deferred

@@ -12,6 +12,7 @@ import pytest
 
 from memcore import (
     BackendUnavailableError,
+    DtypeError,
     HostBlock,
     HostBuffer,
     MemoryConversionError,
@@ -226,6 +227,25 @@ def test_a_memory_map_is_shared_with_torch_and_its_file_changes(tmp_path: Path) 
     read_only = np.memmap(tmp_path / "stack.raw", np.uint16, "r", shape=SHAPE)
     result = convert_memory(read_only, "numpy", "jax", "cpu")
     np.testing.assert_array_equal(np.asarray(result), mapped)
+
+
+def test_references_are_not_copied_as_values() -> None:
+    things = np.array([{"a": 1}, None], object)
+    assert convert_memory(things, "numpy", "numpy", 0) is things
+    with pytest.raises(DtypeError, match="references"):
+        convert_memory(things, "numpy", "numpy", 0, copy=True)
+    with pytest.raises(DtypeError, match="references"):
+        aligned_empty((2,), [("x", "f4"), ("thing", "O")])
+    with pytest.raises(MemoryConversionError, match="choose a dtype"):
+        convert_memory(things, "numpy", "torch", "cpu")
+
+
+def test_records_keep_their_fields_within_numpy_and_go_nowhere_else() -> None:
+    records = np.zeros(3, [("x", "f4"), ("y", "u2")])
+    twin = convert_memory(records, "numpy", "numpy", 0, copy=True)
+    assert twin.dtype == records.dtype
+    with pytest.raises(MemoryConversionError, match="choose a dtype"):
+        convert_memory(records, "numpy", "jax", "cpu")
 
 
 def test_a_result_outlives_the_array_it_shares_memory_with() -> None:
