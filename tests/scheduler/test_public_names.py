@@ -13,7 +13,7 @@ def test_public_names_are_those_of_their_modules():
     assert scheduler.resume is resume
     assert scheduler.run is run
     assert scheduler.load_config is load_config
-    assert set(dir(scheduler)) >= {"run", "load_config", "RunConfig", "ConfigError", "RunStatus", "RunSummary"}
+    assert set(dir(scheduler)) >= {"run", "resume", "load_config", "RunConfig", "ConfigError", "RunSummary"}
 
 
 def test_other_names_are_an_attribute_error():
