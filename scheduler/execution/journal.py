@@ -256,6 +256,13 @@ class Journal:
             result = None if result_shape is None else (tuple(json.loads(result_shape)), result_dtype)
             yield JournalJob(job_id, state, reason, output, tuple(json.loads(shape)), dtype, attempts, result)
 
+    def outcomes(self, job_id: str) -> list[str]:
+        """How each attempt at a job ended, in order; "" for one that hasn't."""
+        rows = self._connection.execute(
+            "SELECT COALESCE(outcome, '') FROM attempt WHERE job_id = ? ORDER BY number", (job_id,)
+        )
+        return [outcome for (outcome,) in rows]
+
     def done_by_device(self) -> dict[str, int]:
         """How many jobs each device, by uuid, has done; a job done twice counts where it was done last."""
         return dict(

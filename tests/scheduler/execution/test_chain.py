@@ -14,7 +14,7 @@ from scheduler.execution.chain import (
     run_chain,
     run_chain_in_blocks,
 )
-from scheduler.execution.plans import job_plans
+from scheduler.execution.plans import BASE_BYTES, job_plans
 from scheduler.steps.context import StepContext
 from scheduler.steps.errors import StepError
 from scheduler.steps.resolve import ResolvedStep, resolve_step
@@ -129,7 +129,7 @@ def test_the_footprint_counts_stack_result_and_workspace_in_primes() -> None:
     (plan,) = job_plans([resolved, resolved], (3, 5, 7), "uint16", NUMPY_ONLY)
     voxels = 3 * 5 * 7
     # the stack that was read; and while the second step runs: its input, its result, its workspace
-    assert plan.footprint.host_bytes == voxels * 2 + voxels * 4 + voxels * 4 + 17
+    assert plan.footprint.host_bytes == BASE_BYTES + voxels * 2 + voxels * 4 + voxels * 4 + 17
     assert plan.footprint.device_bytes == 0
 
 
