@@ -1,6 +1,7 @@
 """A lease: the right to one array of a pool until it is released."""
 
 import gc
+from os import getpid
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -92,13 +93,15 @@ class Lease:
         LeaseEndedError
             The lease is over already.
         """
-        self._pool.check_process()
+        pool = self._pool
+        if getpid() != pool._pid:
+            pool.check_process()
         again = ref(self._array if self._array is not None else self.array)
         self._array = None
-        store = self._pool._store
+        # from here on the block may be somebody else's
+        store = pool._store
         if (store.works_apart or self._owner() is not None) and not store.settle(self._owner, timeout_s):
             self._refuse(again, timeout_s, "released")
-        self._block.ended = True
 
     def freeze(self, timeout_s: float = 1.0) -> Any:
         """The array again, now read-only for good, for frameworks that take arrays to be immutable.
