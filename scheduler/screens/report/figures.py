@@ -18,6 +18,7 @@ OUTCOME_COLOURS = {
     "failed": "#cc79a7",
     "timed_out": "#e69f00",
     "worker_died": "#000000",
+    "driver_died": "#666666",
     "refused": "#999999",
     "running": "#56b4e9",
 }

@@ -2,9 +2,9 @@
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +165,23 @@ def _read(connection: sqlite3.Connection) -> RunRows:
     last = max([0.0, *(row.at_s for row in memory), *(row.at_s for row in decisions)])
     wall_s = last if run["ended_at"] is None else run["ended_at"] - began
     config = json.loads(run["config"])
+    attempts = tuple(_without_end(attempts, wall_s, going_on=run["ended_at"] is None))
     head = run["stackyard_version"], run["host"], run["state"], began, wall_s, config
     return RunRows(*head, devices, jobs, attempts, decisions, memory)
+
+
+def _without_end(attempts: Sequence[AttemptRow], wall_s: float, *, going_on: bool) -> Iterator[AttemptRow]:
+    """Attempts whose driver died under them end where the job's next one begins, or with the run."""
+    next_start: dict[str, float] = {}
+    found = []
+    for attempt in reversed(attempts):
+        later = next_start.get(attempt.job)
+        next_start[attempt.job] = attempt.start_s
+        if attempt.end_s is None and not (going_on and later is None):
+            end_s = wall_s if later is None else later
+            attempt = replace(attempt, end_s=end_s, outcome="driver_died")
+        found.append(attempt)
+    return reversed(found)
 
 
 def _attempt(row: sqlite3.Row, began: float, *, on_host: bool) -> AttemptRow:

@@ -164,6 +164,29 @@ def test_a_run_that_goes_on_and_one_without_any_attempt(tmp_path):
     journal.close()
 
 
+def test_attempts_whose_driver_died_end_where_the_next_begins_or_with_the_run(tmp_path):
+    journal = make_journal(tmp_path / "run")
+    for job, starts in (("a", (1, 5)), ("b", (2,))):
+        journal.add_job(job, output=None, shape=(1, 1, 1), dtype="uint8", at=BEGAN)
+        for number, start in enumerate(starts, 1):
+            journal.start_attempt(
+                job,
+                number,
+                device="CPU-1",
+                plan={"name": "p"},
+                device_bytes=0,
+                host_bytes=1,
+                at=BEGAN + start,
+            )
+    journal.end_attempt("a", 2, outcome="done", detail={}, at=BEGAN + 6)
+    journal.end_run(state="interrupted", at=BEGAN + 9)
+    journal.close()
+    ends = {
+        (each.job, each.number): (each.end_s, each.outcome) for each in read_run(tmp_path / "run").attempts
+    }
+    assert ends == {("a", 1): (5.0, "driver_died"), ("a", 2): (6.0, "done"), ("b", 1): (9.0, "driver_died")}
+
+
 def test_pictures_of_input_and_result(tmp_path):
     write_sample(tmp_path / "img", wells=1, sites=1, channels=1, planes=3, size=64)
     (tmp_path / "out").mkdir()
