@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distributed import Client, Future
 from distributed.scheduler import KilledWorker
@@ -22,6 +22,8 @@ from scheduler.core.events import (
     Tick,
     TimedOut,
     WorkerDied,
+    WorkerJoined,
+    WorkerLost,
 )
 from scheduler.core.instructions import (
     CancelAttempt,
@@ -41,6 +43,9 @@ from scheduler.execution.record import JournalRecord
 TICK_S = 0.25
 SNAPSHOT_S = 0.2
 STOP_GRACE_S = 10.0
+WORKERS_S = 5.0
+# A nanny tries once to bring its process back and then gives up; on a busy machine that once takes its time.
+ABSENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,10 @@ class Driver:
         self._inbox: queue.SimpleQueue[Event | _AttemptReturned | BaseException] = queue.SimpleQueue()
         self._attempts: dict[tuple[str, int], tuple[Placement, Future]] = {}
         self._unfinished: set[str] = set()
+        self._cut_short: set[str] = set()
+        self._workers_at = float("-inf")
+        self._absent_since: dict[str, float] = {}
+        self._lost: set[str] = set()
         self._state = "running"
 
     def run(self, jobs: Sequence[Job], stop: threading.Event | None = None) -> str:
@@ -94,7 +103,7 @@ class Driver:
 
         That is "done" (each job has its outcome), "interrupted" (`stop`: nothing more was started, attempts
         that were running got ten seconds to finish) or "stopped" (so many equal failures that the rest would
-        fail too; the waiting jobs have failed with that reason).
+        fail too, or no worker process is left; the waiting jobs are cancelled with that reason).
         """
         self._unfinished = {job.job_id for job in jobs}
         quit_probing = threading.Event()
@@ -115,13 +124,14 @@ class Driver:
                         self._state = "interrupted"
                         break
                 self._turn()
+                self._look_after_workers(time.monotonic())
         finally:
             quit_probing.set()
             prober.join()
             for _, future in self._attempts.values():
                 future.cancel(force=True)
             self._attempts.clear()
-        return "done" if self._state == "running" else self._state
+        return self._state if self._state in ("interrupted", "stopped") else "done"
 
     def _turn(self) -> None:
         """Take in what has happened since the last turn, at most a tick ago."""
@@ -180,15 +190,22 @@ class Driver:
             case Evict(name=name):
                 raise AssertionError(f"no plan here has resident state, so {name} can't be evicted")
             case StopRun(decision=decision):
-                self._state = "stopped"
-                self._record.remark(decision.reason)
-                self._feed(Cancel(time.monotonic(), None, f"not started: {decision.reason}"))
+                self._stop_for(decision.reason)
+
+    def _stop_for(self, reason: str) -> None:
+        self._state = "stopped"
+        self._record.remark(reason)
+        self._feed(Cancel(time.monotonic(), None, f"not started: {reason}"))
 
     def _submit(self, placement: Placement) -> None:
         self._record.started(placement)
+        task = self._make_task(placement)
+        if placement.job_id in self._cut_short:
+            # The worker may have died after its output was in place and before that was told.
+            task = replace(task, output=replace(task.output, overwrite=True))
         future = self._fleet.submit(
             run_attempt,
-            self._make_task(placement),
+            task,
             device=placement.device,
             key=f"{placement.job_id}-{placement.attempt}",
         )
@@ -215,6 +232,8 @@ class Driver:
         self._end_attempt(placement, outcome, report)
 
     def _end_attempt(self, placement: Placement, outcome: Outcome, report: AttemptReport | None) -> None:
+        if isinstance(outcome, WorkerDied):
+            self._cut_short.add(placement.job_id)
         self._record.ended(placement, outcome, report)
         self._feed(AttemptEnded(time.monotonic(), placement.job_id, placement.attempt, outcome))
 
@@ -227,3 +246,39 @@ class Driver:
             self._fleet.restart_worker_of(future)
         future.cancel(force=True)
         self._end_attempt(placement, TimedOut(reason), None)
+
+    def _look_after_workers(self, now: float) -> None:
+        """Tell the dispatcher which devices have lost their last worker for good, and which have one again.
+
+        Dask would keep their tasks for a worker that never comes.
+        """
+        if now - self._workers_at < WORKERS_S:
+            return
+        self._workers_at = now
+        absent = self._fleet.without_workers()
+        for uuid in self._absent_since.keys() - absent:
+            del self._absent_since[uuid]
+            if uuid in self._lost:
+                self._lost.discard(uuid)
+                self._feed(WorkerJoined(now, self._fleet.devices[uuid]))
+        for uuid in absent:
+            if now - self._absent_since.setdefault(uuid, now) >= ABSENCE_S and uuid not in self._lost:
+                self._lose(uuid, now)
+        if (
+            self._unfinished
+            and self._lost
+            and all(uuid in self._lost for uuid, device in self._fleet.devices.items() if device.slots)
+        ):
+            self._stop_for("no worker process is left, and none comes back")
+
+    def _lose(self, uuid: str, now: float) -> None:
+        self._lost.add(uuid)
+        lost = WorkerDied("its worker process is gone and doesn't come back", blame=False)
+        for key, (placement, future) in list(self._attempts.items()):
+            if placement.device == uuid:
+                del self._attempts[key]
+                future.cancel(force=True)
+                self._cut_short.add(placement.job_id)
+                self._record.ended(placement, lost, None)
+        # This ends its attempts in the dispatcher too, and starts none on the device.
+        self._feed(WorkerLost(now, uuid, reason=lost.reason, blame=False))

@@ -34,11 +34,20 @@ class Fleet:
         label = self._labels[device]
         return [address for address, worker in workers.items() if label in worker["resources"]]
 
+    def without_workers(self) -> set[str]:
+        """The devices with slots, by uuid, that have no worker process now."""
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        present = {label for worker in workers.values() for label in worker["resources"]}
+        return {
+            uuid for uuid, each in self.devices.items() if each.slots and self._labels[uuid] not in present
+        }
+
     def reclaim(self, device: str, nbytes: int) -> None:
         """Have every worker process of the device give back idle memory; doesn't wait for it."""
         addresses = self.addresses(device)
         if addresses:
-            self.client.run(reclaim_here, nbytes, workers=addresses, wait=False)
+            # One that has just died has given everything back; its end is told elsewhere.
+            self.client.run(reclaim_here, nbytes, workers=addresses, wait=False, on_error="ignore")
 
     def restart_worker_of(self, future: Future) -> None:
         """End the worker process that a task runs in; its nanny starts a fresh one."""
