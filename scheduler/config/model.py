@@ -81,7 +81,10 @@ def _resolved(path: Any, info: ValidationInfo) -> Any:
     if "\0" in str(path):
         raise _problem("a path can't hold a NUL character")
     folder = (info.context or {}).get("folder", Path.cwd())
-    return (Path(folder) / Path(path).expanduser()).resolve()
+    try:
+        return (Path(folder) / Path(path).expanduser()).resolve()
+    except (OSError, RuntimeError) as error:  # no such user's home, a loop of links
+        raise _problem(str(error)) from error
 
 
 def _pattern(text: str) -> str:

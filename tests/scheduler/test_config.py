@@ -245,6 +245,7 @@ config_file: x
         ("steps: [{use: gaussian}]", "steps: [gaussian]", "2:9: steps[0]: expected a mapping of keys"),
         ('tif"}', 'tif", stack_along: zz}', "1:60: input.stack_along: there is no field 'zz'; did you"),
         ("path: out", "path: 3", "3:16: output.path: expected a path"),
+        ("path: out", "path: ~no-such-user-here/x", "3:16: output.path: could not determine home directory"),
         ("path: out", 'path: ""', "3:16: output.path: expected a path"),
         ("path: out", 'path: "a\\0b"', "3:16: output.path: a path can't hold a NUL character"),
     ],
