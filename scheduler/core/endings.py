@@ -34,6 +34,7 @@ class Endings:
         self._placer = placer
         self._ageing = ageing
         self.touched: dict[str, DeviceAccount] = {}
+        self._epoch = state.estimates.epoch
         self._succeeded = False
         self._failures: dict[str, int] = {}
         self.refill = False
@@ -138,7 +139,11 @@ class Endings:
             changed |= estimates.observe_host_peak(family, job.kind, plan, outcome.host_peak_bytes)
         if outcome.duration_s is not None:
             changed |= estimates.observe_seconds(family, plan, model, outcome.duration_s)
-        if changed:
+        if estimates.epoch != self._epoch:
+            self._epoch = estimates.epoch
+            for name in list(self._state.families):
+                self._requeue_family(name)
+        elif changed:
             self._requeue_family(family)
 
     def _requeue_family(self, family: str) -> None:

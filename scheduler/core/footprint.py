@@ -3,6 +3,8 @@
 A family's peaks are learned as the logarithm of measured over declared bytes, so that one measurement speaks
 for every shape of the family. The estimate is the upper end of a normal predictive interval with a weak prior
 on the spread (Gelman et al., Bayesian Data Analysis, 3.2), never below what was measured for the same kind.
+That prior is itself learned from the spread within all families: where declared footprints scatter little,
+margins are small from a family's first measurement on.
 """
 
 from collections.abc import Mapping
@@ -21,11 +23,29 @@ WIDTH = 2.6
 # Before anything was measured a declared host footprint gets this margin; device footprints run alone
 # instead.
 COLD_MARGIN = 1.25
+# Fewer measurements than this on a device model say less than those on all models together.
+ENOUGH = 3
+# A measurement further from its family's mean than this many deviations counts as this many.
+OUTLIER = 3.0
+# When the spread within all families has changed by this much, every estimate is due.
+NEWS = 0.15
 # A duration rate follows drift with this weight for the newest measurement once a few are in.
 RATE_WEIGHT = 0.1
-FORMAT = 1
+FORMAT = 2
 
 _Key = TypeVar("_Key")
+
+
+@dataclass(slots=True)
+class _Spread:
+    """The variance within families, pooled over all of them."""
+
+    squares: float = 0.0
+    freedom: int = 0
+
+    @property
+    def variance(self) -> float:
+        return (PRIOR_COUNT * PRIOR_SPREAD**2 + self.squares) / (PRIOR_COUNT + self.freedom)
 
 
 @dataclass(slots=True)
@@ -35,20 +55,21 @@ class _Ratio:
     count: int = 0
     mean: float = 0.0
     squares: float = 0.0
-    upper: float = COLD_MARGIN
 
-    def add(self, ratio: float) -> None:
+    def add(self, ratio: float) -> float:
+        """Take a measurement in; by how much the sum of squares grew."""
         value = log(max(ratio, 1e-6))
         self.count += 1
         delta = value - self.mean
         self.mean += delta / self.count
-        self.squares += delta * (value - self.mean)
-        self.refresh()
+        growth = delta * (value - self.mean)
+        self.squares += growth
+        return growth
 
-    def refresh(self) -> None:
-        """Recompute `upper` from the running sums."""
-        variance = (PRIOR_COUNT * PRIOR_SPREAD**2 + self.squares) / (PRIOR_COUNT + self.count - 1)
-        self.upper = exp(self.mean + WIDTH * sqrt(variance * (1 + 1 / self.count)))
+    def upper(self, spread: _Spread) -> float:
+        """What hardly any job of the family exceeds."""
+        variance = (PRIOR_COUNT * spread.variance + self.squares) / (PRIOR_COUNT + self.count - 1)
+        return exp(self.mean + WIDTH * sqrt(variance * (1 + 1 / self.count)))
 
 
 @dataclass(slots=True)
@@ -66,11 +87,15 @@ class _Rate:
 class Estimates:
     """Learned peaks and durations by family, plan and device model.
 
-    `version(family)` grows whenever an estimate of that family changes by more than a per cent: who caches an
-    estimate compares it.
+    `version(family)` grows whenever an estimate of that family changes by more than a per cent, `epoch` when
+    those of every family have: who caches an estimate compares them.
     """
 
     def __init__(self) -> None:
+        self.epoch = 0
+        self._spread = _Spread()
+        self._host_spread = _Spread()
+        self._told = self._spread.variance
         self._device: dict[tuple[str, str, str], _Ratio] = {}
         self._device_any: dict[tuple[str, str], _Ratio] = {}
         self._host: dict[tuple[str, str], _Ratio] = {}
@@ -96,10 +121,12 @@ class Estimates:
         The declared ones while nothing was measured (it then runs alone).
         """
         declared = plan.footprint.device_bytes
-        ratio = self._device.get((family, plan.name, model)) or self._device_any.get((family, plan.name))
+        ratio = self._device.get((family, plan.name, model))
+        if ratio is None or ratio.count < ENOUGH:
+            ratio = self._device_any.get((family, plan.name))
         floor = self._peaks.get((kind, plan.name, model), 0)
         if ratio is not None:
-            return max(floor, int(declared * ratio.upper))
+            return max(floor, int(declared * ratio.upper(self._spread)))
         return int(declared * COLD_MARGIN) if (family, plan.name) in self._unmeasurable else declared
 
     def device_floor(self, kind: str, plan: JobPlan, model: str) -> int:
@@ -111,7 +138,9 @@ class Estimates:
         declared = plan.footprint.host_bytes
         ratio = self._host.get((family, plan.name))
         floor = self._host_peaks.get((kind, plan.name), 0)
-        return max(floor, int(declared * (ratio.upper if ratio is not None else COLD_MARGIN)))
+        return max(
+            floor, int(declared * (ratio.upper(self._host_spread) if ratio is not None else COLD_MARGIN))
+        )
 
     def seconds(self, family: str, plan: JobPlan, model: str) -> float | None:
         """Expected seconds on a device model, from measured rates; None while unmeasured."""
@@ -131,14 +160,16 @@ class Estimates:
         declared = plan.footprint.device_bytes
         if declared <= 0 or peak <= 0:
             return False
+        raised = peak > self.device_bytes(family, kind, plan, model)
         key = (kind, plan.name, model)
-        raised = peak > self._peaks.get(key, 0)
-        if raised:
-            self._peaks[key] = peak
-        changed = _observe(self._device, (family, plan.name, model), peak / declared)
-        first = (family, plan.name) not in self._device_any
-        _observe(self._device_any, (family, plan.name), peak / declared)
-        return self._noted(family, changed or first or raised)
+        self._peaks[key] = max(peak, self._peaks.get(key, 0))
+        ratio = peak / declared
+        changed = _observe(self._device, (family, plan.name, model), ratio, self._spread, pooled=False)
+        changed |= _observe(self._device_any, (family, plan.name), ratio, self._spread)
+        if abs(sqrt(self._spread.variance / self._told) - 1) > NEWS:
+            self._told = self._spread.variance
+            self.epoch += 1
+        return self._noted(family, changed or raised)
 
     def accept_declared(self, family: str, plan: JobPlan) -> bool:
         """A job ended well and nothing could measure its device peak.
@@ -155,11 +186,11 @@ class Estimates:
         declared = plan.footprint.host_bytes
         if declared <= 0 or peak <= 0:
             return False
+        raised = peak > self.host_bytes(family, kind, plan)
         key = (kind, plan.name)
-        raised = peak > self._host_peaks.get(key, 0)
-        if raised:
-            self._host_peaks[key] = peak
-        return self._noted(family, _observe(self._host, (family, plan.name), peak / declared) or raised)
+        self._host_peaks[key] = max(peak, self._host_peaks.get(key, 0))
+        changed = _observe(self._host, (family, plan.name), peak / declared, self._host_spread)
+        return self._noted(family, changed or raised)
 
     def observe_seconds(self, family: str, plan: JobPlan, model: str, seconds: float) -> bool:
         """Learn a duration; True if it is the first of its family, plan and device model."""
@@ -187,6 +218,8 @@ class Estimates:
             "host": [[*key, ratio.count, ratio.mean, ratio.squares] for key, ratio in self._host.items()],
             "peaks": [[*key, peak] for key, peak in self._peaks.items()],
             "host_peaks": [[*key, peak] for key, peak in self._host_peaks.items()],
+            "spread": [self._spread.squares, self._spread.freedom],
+            "host_spread": [self._host_spread.squares, self._host_spread.freedom],
             "rates": [[*key, rate.count, rate.value] for key, rate in self._rates.items()],
         }
 
@@ -196,9 +229,12 @@ class Estimates:
         estimates = cls()
         if record.get("format") != FORMAT:
             return estimates
-        estimates._device = {(f, p, m): _ratio(*rest) for f, p, m, *rest in record["device"]}
-        estimates._device_any = {(f, p): _ratio(*rest) for f, p, *rest in record["device_any"]}
-        estimates._host = {(f, p): _ratio(*rest) for f, p, *rest in record["host"]}
+        estimates._device = {(f, p, m): _Ratio(*rest) for f, p, m, *rest in record["device"]}
+        estimates._device_any = {(f, p): _Ratio(*rest) for f, p, *rest in record["device_any"]}
+        estimates._host = {(f, p): _Ratio(*rest) for f, p, *rest in record["host"]}
+        estimates._spread = _Spread(*record["spread"])
+        estimates._host_spread = _Spread(*record["host_spread"])
+        estimates._told = estimates._spread.variance
         estimates._peaks = {(k, p, m): int(peak) for k, p, m, peak in record["peaks"]}
         estimates._host_peaks = {(k, p): int(peak) for k, p, peak in record["host_peaks"]}
         estimates._rates = {(f, p, m): _Rate(count, value) for f, p, m, count, value in record["rates"]}
@@ -207,17 +243,17 @@ class Estimates:
         return estimates
 
 
-def _observe(ratios: dict[_Key, _Ratio], key: _Key, ratio: float) -> bool:
+def _observe(
+    ratios: dict[_Key, _Ratio], key: _Key, ratio: float, spread: _Spread, pooled: bool = True
+) -> bool:
     """Add one measurement; True if the upper end moved by more than a per cent, or is the first."""
     known = ratios.get(key)
     if known is None:
         known = ratios[key] = _Ratio()
-    before = known.upper if known.count else 0.0
-    known.add(ratio)
-    return abs(known.upper - before) > 0.01 * before
-
-
-def _ratio(count: int, mean: float, squares: float) -> _Ratio:
-    ratio = _Ratio(count, mean, squares)
-    ratio.refresh()
-    return ratio
+    before = known.upper(spread) if known.count else 0.0
+    growth = known.add(ratio)
+    if pooled and known.count > 1:
+        # one outlier mustn't widen the margins of every other family
+        spread.squares += min(growth, OUTLIER**2 * spread.variance)
+        spread.freedom += 1
+    return abs(known.upper(spread) - before) > 0.01 * before

@@ -109,7 +109,7 @@ class Group:
     queued: bool = False
     watched: bool = False
     cold: bool = False
-    estimated: tuple[int, int] = (-1, -1)
+    estimated: tuple[int, int, int] = (-1, -1, -1)
     options: dict[int, tuple[Option, ...]] = field(default_factory=dict)
     area: float = 0.0
     best_seconds: float = 0.0

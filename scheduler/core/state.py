@@ -163,7 +163,7 @@ class State:
         """Give a group its options and its places in the queues; False if it can run nowhere, ever."""
         group.version += 1
         self._forget(group)
-        estimated = (self.estimates.version(group.family), self.topology)
+        estimated = (self.estimates.version(group.family), self.estimates.epoch, self.topology)
         if group.estimated != estimated or group.restricted:
             group.estimated = estimated
             self._estimate(group)
