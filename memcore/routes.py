@@ -155,7 +155,10 @@ def _borrow(data: Array, source: Backend, target: Backend, place: GpuId) -> Arra
 
 
 def _borrow_and_copy(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:
-    return target.duplicate(_borrow(data, source, target, place))
+    twin = target.duplicate(_borrow(data, source, target, place))
+    # The copy runs on the target's stream: the source may be written to, or freed, on its own before it is done.
+    target.synchronize(place)
+    return twin
 
 
 def _move_and_borrow(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:

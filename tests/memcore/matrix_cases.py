@@ -88,7 +88,12 @@ def values(dtype: str, shape: tuple[int, ...] = (2, 3, 4)) -> np.ndarray:
         info = ml_dtypes.finfo(kind)
         special = [0.1, -0.0, np.inf, -np.inf, np.nan, float(info.max), float(info.smallest_subnormal), 1 / 3]
     size = int(np.prod(shape))
-    return np.resize(np.array(special).astype(kind), size).reshape(shape)
+    filled = np.resize(np.array(special).astype(kind), size).reshape(shape)
+    # Aligned, so that what can be shared with copy=False is the same in every run.
+    raw = np.empty(filled.nbytes + 64, np.uint8)
+    aligned = np.ndarray(shape, filled.dtype, raw, -raw.ctypes.data % 64)
+    aligned[...] = filled
+    return aligned
 
 
 def build(source: str, dtype: str, layout: str) -> Any:

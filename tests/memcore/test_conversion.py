@@ -380,6 +380,10 @@ class Recording(Pretended):
     def synchronize(self, gpu_id: Any) -> None:
         self.notes.append(f"{self.memory_type} waits for {gpu_id}")
 
+    def duplicate(self, array: Any) -> Any:
+        self.notes.append(f"{self.memory_type} copies")
+        return array
+
     def export_device_array(self, array: Any) -> Any:
         self.notes.append(f"{self.memory_type} exports")
         return array
@@ -399,6 +403,14 @@ def test_a_library_without_streams_gets_finished_memory() -> None:
     target.imports_in_stream_order = False  # type: ignore[misc]
     way.perform(object(), source, target, 0)
     assert notes == ["a waits for 0", "a exports", "b imports on 0"]
+
+
+def test_a_copy_of_borrowed_memory_is_done_before_the_owner_may_write_again() -> None:
+    notes: list[str] = []
+    source, target = Recording("a", notes), Recording("b", notes)
+    way, _ = _choose_between_devices(source, target, 0, 0, True)
+    way.perform(object(), source, target, 0)
+    assert notes == ["a exports", "b imports on 0", "b copies", "b waits for 0"]
 
 
 def test_tensorflow_memory_goes_to_consumers_that_name_a_stream() -> None:

@@ -257,6 +257,7 @@ def test_a_module_name_alone_makes_no_array(thing: Any) -> None:
         convert_memory(thing, "torch", "numpy", "cpu")
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "complex32"])
 def test_a_dtype_that_only_one_library_has_is_refused(dtype: str) -> None:
     tensor = torch.ones(1, 2, 3).to(getattr(torch, dtype))
