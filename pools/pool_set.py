@@ -50,7 +50,8 @@ class PoolSet:
 
     Notes
     -----
-    Thread-safe. Belongs to the process that made it: neither pickled nor used after a fork.
+    Thread-safe. Belongs to the process that made it: neither pickled nor used after a fork. Close it, or use
+    it in a `with` block: what is charged to a virtual device comes back then, or with the process.
     """
 
     def __init__(

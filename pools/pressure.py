@@ -48,7 +48,8 @@ class PressureWatcher:
     Parameters
     ----------
     headroom
-        Bytes that are to stay free on each device watched, an int or "512MiB".
+        Bytes that are to stay free on each device watched, an int or "512MiB"; or the same for each device,
+        of which then only these are watched.
     free
         For each device a function that says how many bytes are free there now, or None if it doesn't know.
         The host ("cpu") and virtual devices are watched without one.
@@ -63,7 +64,7 @@ class PressureWatcher:
     def __init__(
         self,
         pools: PoolSet,
-        headroom: int | str,
+        headroom: int | str | Mapping[GpuId, int | str],
         free: Mapping[GpuId, Callable[[], int | None]] | None = None,
         *,
         interval_s: float = INTERVAL_S,
@@ -73,7 +74,10 @@ class PressureWatcher:
         readers: dict[GpuId, Callable[[], int | None]] = {HOST: partial(host_free, Cgroup.of_this_process())}
         readers |= {gpu_id: memory.free for gpu_id, memory in pools.virtual_devices.items()}
         readers |= free or {}
-        self._watched = {device: (reader, Gauge(parse_size(headroom))) for device, reader in readers.items()}
+        rooms = headroom if isinstance(headroom, Mapping) else dict.fromkeys(readers, headroom)
+        if unknown := rooms.keys() - readers.keys():
+            raise ValueError(f"nothing tells how much is free on {unknown}: give a function in `free`")
+        self._watched = {device: (readers[device], Gauge(parse_size(room))) for device, room in rooms.items()}
         self._fruitless: dict[GpuId, float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pool-pressure", daemon=True)

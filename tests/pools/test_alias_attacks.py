@@ -334,6 +334,39 @@ def test_the_attacks_find_a_pool_that_counts_references(name: str) -> None:
     assert not survives(ArrayPool("1MiB", store=RefcountStore()), ATTACKS[name])
 
 
+TENSOR_ALIASES: dict[str, Callable[[Any], Any]] = {
+    "a_view": lambda tensor: tensor[1:].t() if tensor.ndim == 2 else tensor[1:, ::2],
+    "detached": lambda tensor: tensor.detach(),
+    "numpy": lambda tensor: tensor.numpy()[1:],
+    "numpy_by_dlpack": lambda tensor: np.from_dlpack(tensor),
+    "a_storage": lambda tensor: tensor.untyped_storage(),
+    "a_capsule": lambda tensor: tensor.__dlpack__(),
+    "jax": lambda tensor: pytest.importorskip("jax", reason="needs jax").dlpack.from_dlpack(tensor),
+}
+
+
+@pytest.mark.parametrize("name", TENSOR_ALIASES)
+def test_no_alias_of_a_pooled_tensor_sees_a_change(name: str) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch")
+    pool = PoolSet("1MiB").pool("torch", "cpu")
+    with pool.acquire(SHAPE, torch.float32) as tensor:
+        tensor.fill_(7)
+        alias = TENSOR_ALIASES[name](tensor)
+    del tensor
+    for value in range(30):
+        with pool.acquire(SHAPE, torch.float32) as other:
+            other.fill_(value)
+        del other
+    if name == "a_storage":
+        alias = torch.empty(0).set_(alias)
+    elif name == "a_capsule":
+        alias = torch.utils.dlpack.from_dlpack(alias)
+    assert (np.asarray(alias) == 7).all()
+    del alias
+    gc.collect()
+    assert pool.stats().bytes_in_use == 0
+
+
 class _Producer:
     """Hands out a capsule that was made before."""
 

@@ -27,6 +27,17 @@ class TestTorchHostPool(PoolContract):
         pytest.importorskip("torch", reason="needs torch")
         return PoolSet(limit)
 
+    @pytest.mark.parametrize("dtype", ["bool", "uint16", "uint64", "bfloat16", "float64", "complex64"])
+    def test_dtypes_of_torch(self, dtype: str) -> None:
+        torch = pytest.importorskip("torch", reason="needs torch")
+        pool = self.pools(1024).pool("torch", "cpu")
+        for name in (dtype, getattr(torch, dtype)):
+            with pool.acquire((2, 3), name) as tensor:
+                tensor.fill_(1)
+                assert (tensor.dtype, int(tensor.sum().real)) == (getattr(torch, dtype), 6)
+            del tensor
+        assert pool.stats().hits == 1
+
 
 class TestJaxPool(PoolContract):
     memory_type = "jax"

@@ -102,6 +102,21 @@ def test_look_says_what_came_back() -> None:
         assert watcher.look() == 6 * MIB
 
 
+def test_each_device_has_its_own_headroom() -> None:
+    looked: list[object] = []
+
+    def free(device: object) -> Callable[[], int]:
+        return lambda: looked.append(device) or 50  # type: ignore[func-returns-value]
+
+    readers = {"cpu": free("cpu"), 0: free(0), 1: free(1)}
+    with PoolSet("1MiB", {0: 1, 1: 1}) as pools:
+        with PressureWatcher(pools, {0: 100, "cpu": 10}, readers, interval_s=3600) as watcher:
+            watcher.look()
+            assert looked == [0, "cpu"]
+        with pytest.raises(ValueError, match="7"):
+            PressureWatcher(pools, {7: 100}, readers)
+
+
 @pytest.mark.parametrize(
     ("lines", "files", "limit", "used"),
     [
