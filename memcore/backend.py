@@ -55,6 +55,8 @@ class Backend(ABC):
     # dtypes that the library holds exactly, by name.
     dtypes: ClassVar[frozenset[str]] = frozenset(ITEM_SIZES)
 
+    _known_devices: tuple[DeviceInfo, ...] | None = None
+
     def __init__(self) -> None:
         self._library: ModuleType | None = None
 
@@ -108,9 +110,15 @@ class Backend(ABC):
     def devices(self) -> tuple[DeviceInfo, ...]:
         """Every place where arrays of this library can live in this process."""
 
+    def known_devices(self) -> tuple[DeviceInfo, ...]:
+        """`devices()`, asked once: they don't change in a process that has used the library."""
+        if self._known_devices is None:
+            self._known_devices = self.devices()
+        return self._known_devices
+
     def validate_gpu_id(self, gpu_id: object) -> GpuId:
         """The place that `gpu_id` names. Raises DeviceError if there is no such place."""
-        known = [device.gpu_id for device in self.devices()]
+        known = [device.gpu_id for device in self.known_devices()]
         if (type(gpu_id) is int or gpu_id == "cpu") and gpu_id in known:
             return gpu_id
         raise DeviceError(device_problem(self.memory_type, gpu_id, known))
@@ -131,7 +139,7 @@ class Backend(ABC):
 
     def physical_id(self, place: GpuId) -> str | None:
         """PCI address or UUID of the device, as every library that shares memory on it tells it."""
-        return next((d.physical_id for d in self.devices() if d.gpu_id == place), None)
+        return next((d.physical_id for d in self.known_devices() if d.gpu_id == place), None)
 
     def can_move(self, origin: GpuId, place: GpuId) -> bool:  # noqa: ARG002
         """True if `move` copies between these places without passing through a host array."""

@@ -156,7 +156,7 @@ def _borrow(data: Array, source: Backend, target: Backend, place: GpuId) -> Arra
 
 def _borrow_and_copy(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:
     twin = target.duplicate(_borrow(data, source, target, place))
-    # The copy runs on the target's stream: the source may be written to, or freed, on its own before it is done.
+    # The copy runs on the target's stream; on its own stream the source may be written to or freed meanwhile.
     target.synchronize(place)
     return twin
 
