@@ -13,8 +13,10 @@ from scheduler.core.events import (
     Event,
     JobsAdded,
     OutOfMemory,
+    ResidentEvicted,
     SnapshotTaken,
     Tick,
+    TimedOut,
     WorkerJoined,
     WorkerLost,
 )
@@ -83,7 +85,7 @@ class Outcome:
 
 
 class _Device:
-    __slots__ = ("attempts", "device", "hog", "reserved", "used")
+    __slots__ = ("attempts", "device", "hog", "reserved", "residents", "used")
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -91,6 +93,7 @@ class _Device:
         self.used = 0
         self.hog = 0
         self.reserved = 0
+        self.residents: dict[str, int] = {}
 
 
 class Engine:
@@ -156,8 +159,10 @@ class Engine:
                 self._start(instruction.placement)
             elif type(instruction) is FinishJob:
                 self._finish(instruction)
-            elif type(instruction) is CancelAttempt or type(instruction) is Evict:
-                raise NotImplementedError(f"traces have no {type(instruction).__name__}")
+            elif type(instruction) is CancelAttempt:
+                self._cancel(instruction)
+            elif type(instruction) is Evict:
+                self._evict(instruction)
             elif type(instruction) is StopRun:
                 self._stopped = True
 
@@ -181,6 +186,11 @@ class Engine:
                 other.shared = True
         device.attempts[placement.job_id] = attempt
         device.reserved += placement.host_bytes if _is_cpu(device.device) else placement.reserve_bytes
+        resident = placement.plan.resident
+        if placement.resident_bytes and resident is not None:
+            device.residents[resident.name] = placement.resident_bytes
+            device.used += placement.resident_bytes
+            device.reserved += placement.resident_bytes
         loading = self.trace.load_fraction * seconds
         if loading > 0:
             self._later(self.now + loading, lambda: self._allocate(device, attempt))
@@ -236,6 +246,23 @@ class Engine:
         device.used -= attempt.allocated
         device.reserved -= placement.host_bytes if _is_cpu(device.device) else placement.reserve_bytes
 
+    def _cancel(self, instruction: CancelAttempt) -> None:
+        device = self._devices[instruction.device]
+        attempt = device.attempts.get(instruction.job_id)
+        if attempt is not None:
+            self._vacate(device, attempt)
+            ended = TimedOut(instruction.decision.reason)
+            event = AttemptEnded(self.now, instruction.job_id, instruction.attempt, ended)
+            self._later(self.now, lambda: self._tell(event))
+
+    def _evict(self, instruction: Evict) -> None:
+        device = self._devices[instruction.device]
+        nbytes = device.residents.pop(instruction.name, 0)
+        device.used -= nbytes
+        device.reserved -= nbytes
+        event = ResidentEvicted(self.now, instruction.device, instruction.name)
+        self._later(self.now, lambda: self._tell(event))
+
     def _hog_comes(self, hog: Hog) -> None:
         device = self._devices[hog.uuid]
         taken = max(0, min(hog.nbytes, device.device.total_bytes - device.used - device.hog))
@@ -259,6 +286,10 @@ class Engine:
         device = self._devices[death.uuid]
         for attempt in list(device.attempts.values()):
             self._vacate(device, attempt)
+        held = sum(device.residents.values())
+        device.residents.clear()
+        device.used -= held
+        device.reserved -= held
         self._tell(WorkerLost(self.now, death.uuid, blame=False))
         self._later(self.now + death.back_s, lambda: self._tell(WorkerJoined(self.now, device.device)))
 
