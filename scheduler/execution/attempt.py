@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import pickle
 import time
 import traceback
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distributed import get_worker
 from numpy.typing import NDArray
 
 from memcore import OutOfDeviceMemoryError, backend_of
@@ -76,6 +78,18 @@ class AttemptReport:
     times: Mapping[str, float] = field(default_factory=dict)
     steps: tuple[StepRecord, ...] = ()
     result: tuple[tuple[int, ...], str] | None = None
+
+
+def run_and_tell(task: AttemptTask, topic: str) -> AttemptReport:
+    """`run_attempt` as a Dask task that sends its report as an event of `topic` before it ends.
+
+    A result stays in its worker until somebody fetches it; where the worker dies before that, Dask runs the
+    task again by itself, although its output is in place.
+    """
+    report = run_attempt(task)
+    told = {"job": task.job_id, "attempt": task.number, "report": pickle.dumps(report)}
+    get_worker().log_event(topic, told)
+    return report
 
 
 def run_attempt(task: AttemptTask) -> AttemptReport:

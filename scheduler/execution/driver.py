@@ -36,7 +36,7 @@ from scheduler.core.instructions import (
     StopRun,
 )
 from scheduler.core.model import DeviceSnapshot, Job, Placement
-from scheduler.execution.attempt import AttemptReport, AttemptTask, run_attempt
+from scheduler.execution.attempt import AttemptReport, AttemptTask
 from scheduler.execution.fleet import Fleet
 from scheduler.execution.record import JournalRecord
 
@@ -203,22 +203,17 @@ class Driver:
         if placement.job_id in self._cut_short:
             # The worker may have died after its output was in place and before that was told.
             task = replace(task, output=replace(task.output, overwrite=True))
-        future = self._fleet.submit(
-            run_attempt,
-            task,
-            device=placement.device,
-            key=f"{placement.job_id}-{placement.attempt}",
-        )
+        future = self._fleet.submit_attempt(task, device=placement.device)
         self._attempts[placement.job_id, placement.attempt] = placement, future
         future.add_done_callback(lambda done: self._inbox.put(_AttemptReturned(placement, done)))
 
     def _attempt_returned(self, placement: Placement, future: Future) -> None:
         if self._attempts.pop((placement.job_id, placement.attempt), None) is None:
             return  # it was cancelled: its end has been told already
-        report: AttemptReport | None = None
+        # Not from the future: its result is gone if the worker has died since.
+        report = self._fleet.take_report(placement.job_id, placement.attempt)
         outcome: Outcome
-        if future.status == "finished":
-            report = future.result()
+        if report is not None:
             outcome = report.outcome
         elif future.status == "error":
             error = future.exception()

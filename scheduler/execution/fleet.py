@@ -1,11 +1,14 @@
 """The worker processes of a run's devices, as Dask knows them."""
 
+import pickle
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from distributed import Client, Future
 
 from scheduler.core.model import Device
+from scheduler.execution.attempt import AttemptReport, AttemptTask, run_and_tell
 from scheduler.execution.cluster import resource_label
 from scheduler.execution.worker import reclaim_here
 
@@ -21,6 +24,9 @@ class Fleet:
         self.devices = devices
         self._labels = {uuid: resource_label(device) for uuid, device in devices.items()}
         self._restarted: set[str] = set()
+        self._reports: dict[tuple[str, int], AttemptReport] = {}
+        self._topic = f"stackyard-reports-{secrets.token_hex(4)}"
+        client.subscribe_topic(self._topic, self._told)
 
     def submit(self, function: Callable[..., Any], *arguments: Any, device: str, key: str) -> Future:
         """Run `function` on any worker process of `device`, once."""
@@ -33,6 +39,19 @@ class Fleet:
         workers = self.client.scheduler_info(n_workers=-1)["workers"]
         label = self._labels[device]
         return [address for address, worker in workers.items() if label in worker["resources"]]
+
+    def submit_attempt(self, task: AttemptTask, *, device: str) -> Future:
+        """Run an attempt; when the future is done, `take_report` has what the worker said."""
+        key = f"{task.job_id}-{task.number}"
+        return self.submit(run_and_tell, task, self._topic, device=device, key=key)
+
+    def take_report(self, job_id: str, attempt: int) -> AttemptReport | None:
+        """The report of an attempt that has come to its end, once; None if its worker died before that."""
+        return self._reports.pop((job_id, attempt), None)
+
+    def _told(self, event: tuple[float, dict[str, Any]]) -> None:
+        _, told = event
+        self._reports[told["job"], told["attempt"]] = pickle.loads(told["report"])
 
     def without_workers(self) -> set[str]:
         """The devices with slots, by uuid, that have no worker process now."""

@@ -29,24 +29,26 @@ class FakeFuture:
         self.task = task
         self.device = device
         self.status = "pending"
-        self._ended: list[Callable[[Any], None]] = []
-        self._outcome: Any = None
+        self._callbacks: list[Callable[[Any], None]] = []
+        self._ended = False
+        self._error: Any = None
+        self.report: AttemptReport | None = None
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        self._ended.append(callback)
-        if self.status != "pending":
+        self._callbacks.append(callback)
+        if self._ended:
             callback(self)
 
     def end(self, outcome: Any) -> None:
-        self._outcome = outcome
-        self.status = "error" if isinstance(outcome, Exception) else "finished"
-        for callback in self._ended:
+        self.report = None if isinstance(outcome, Exception) else outcome
+        self._error = outcome
+        self.status = "finished" if self.report else "error"
+        self._ended = True
+        for callback in self._callbacks:
             callback(self)
 
-    def result(self) -> Any:
-        return self._outcome
-
-    exception = result
+    def exception(self) -> Any:
+        return self._error
 
     def cancel(self, force: bool = False) -> None:
         self.status = "cancelled"
@@ -63,11 +65,15 @@ class FakeFleet:
         self.absent: set[str] = set()
         self._work = work
 
-    def submit(self, _function: Any, task: AttemptTask, *, device: str, key: str) -> FakeFuture:
+    def submit_attempt(self, task: AttemptTask, *, device: str) -> FakeFuture:
         future = FakeFuture(task, device)
         self.futures.append(future)
         self._work(future)
         return future
+
+    def take_report(self, job_id: str, attempt: int) -> AttemptReport | None:
+        futures = {(each.task.job_id, each.task.number): each for each in self.futures}
+        return futures[job_id, attempt].report
 
     def without_workers(self) -> set[str]:
         return self.absent
@@ -126,6 +132,16 @@ def test_a_run_whose_last_jobs_finish_while_it_is_being_stopped_is_done() -> Non
     record.on_moment = let_it_end
     assert make_driver(fleet, record).run([Job("a", "kind", (ON_CPU,))], stop) == "done"
     assert record.finishes["a"] == ("done", "done on cpu")
+
+
+def test_an_attempt_that_ended_before_its_worker_died_counts() -> None:
+    def end_and_die(future: FakeFuture) -> None:
+        future.end(DONE)
+        future.status = "pending"  # as Dask has it while it makes the lost result again
+
+    fleet, record = FakeFleet(end_and_die, CPU), FakeRecord()
+    assert make_driver(fleet, record).run([Job("a", "kind", (ON_CPU,))]) == "done"
+    assert len(fleet.futures) == 1
 
 
 def test_a_retry_after_a_death_may_replace_what_the_dead_worker_wrote() -> None:

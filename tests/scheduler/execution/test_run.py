@@ -230,3 +230,13 @@ def test_a_step_class_is_set_up_once_in_each_worker_and_torn_down(
     setups = {line.split()[1] for line in lines if line.startswith("setup")}
     assert len([line for line in lines if line.startswith("setup")]) == len(setups)
     assert {line.split()[1] for line in lines if line.startswith("teardown")} == setups
+
+
+def test_a_finished_attempt_needs_nothing_more_of_its_worker(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise AssertionError("the worker may have died with its results")
+
+    monkeypatch.setattr("distributed.Future.result", gone)
+    assert run(make_config()).done == 4
