@@ -35,7 +35,8 @@ class Deferred:
 
     Notes
     -----
-    Not thread-safe: give each thread its own.
+    Not thread-safe: give each thread its own. The stack is read when a value is asked for: leave it as it is
+    until then.
     """
 
     __slots__ = ("_gpu_id", "_stack", "_steps")
@@ -46,9 +47,8 @@ class Deferred:
         if len(shape) != 3:
             raise ContractError(f"a stack is [Z, Y, X], not a {backend.memory_type} {backend.noun} {shape}")
         place = backend.device_of(stack)
-        on_device = not backend.in_host_memory(place)
         self._stack = stack
-        self._gpu_id: GpuId | None = place if gpu_id is None and on_device else gpu_id
+        self._gpu_id: GpuId | None = place if gpu_id is None and place != "cpu" else gpu_id
         self._steps: tuple[tuple[FunctionStep, Mapping[str, Any]], ...] = ()
 
     def then(self, step: FunctionStep | Callable[..., Any], /, **with_: Any) -> Deferred:

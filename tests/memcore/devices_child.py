@@ -82,6 +82,13 @@ planes = [memcore.convert_memory(plane, "numpy", "jax", index) for index, plane 
 assert memcore.device_of(memcore.stack_slices(planes, "jax", 2)) == 2
 assert memcore.device_of(memcore.convert_memory(VALUES, "numpy", "jax", "cpu")) == 0
 
+# A deferred stack stays on the device that it is on.
+waiting = memcore.Deferred(memcore.convert_memory(VALUES, "numpy", "jax", 2))
+doubled = waiting.then(memcore.FunctionStep(lambda stack: stack * 2, input="jax", name="double"))
+assert doubled.plan().conversions == ()
+assert memcore.device_of(doubled.value()) == 2
+np.testing.assert_array_equal(doubled.value("numpy"), VALUES * 2)
+
 # What a step gives back on another device breaks its contract.
 step = memcore.FunctionStep(
     lambda stack: jax.device_put(stack, jax.devices()[2]), input="jax", name="wanders"
