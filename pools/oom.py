@@ -19,5 +19,5 @@ def loaded_backends() -> Iterator[Backend]:
     """The backends whose framework this process has imported: no other holds memory, or fails."""
     for name in memory_type_names():
         backend = backend_of(name)
-        if backend.module in sys.modules:
+        if sys.modules.get(backend.module) is not None:
             yield backend

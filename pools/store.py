@@ -120,5 +120,5 @@ def check_dtype(backend: Backend, dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def wait_for_host_work() -> None:
     """Wait for what JAX runs asynchronously on the CPU: it reads host arrays after a call has returned."""
-    if "jax" in sys.modules:
+    if sys.modules.get("jax") is not None:
         backend_of("jax").synchronize("cpu")
