@@ -240,7 +240,9 @@ def report(
 
 @app.command()
 def simulate(
-    trace: Annotated[Path, typer.Argument(help="A trace (.json), or a mix to draw one from (.yaml).")],
+    trace: Annotated[
+        Path, typer.Argument(help="A trace (.json), a mix (.yaml), or the folder of a run that has been.")
+    ],
     seed: Annotated[int, typer.Option(help="The same seed draws the same jobs from a mix.", min=0)] = 0,
     jobs: Annotated[int | None, typer.Option(help="How many jobs to draw.", min=1)] = None,
     hogs: Annotated[bool, typer.Option(help="Programs of others come and go on the GPUs.")] = False,

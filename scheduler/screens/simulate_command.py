@@ -19,6 +19,8 @@ from scheduler.core.simulate import Simulation, simulate
 from scheduler.core.trace import Trace
 from scheduler.screens.consoles import output_console
 from scheduler.screens.exits import errors_as_messages, print_json
+from scheduler.screens.replay import JOURNAL, read_journal
+from scheduler.screens.run_folder import find_run
 from scheduler.screens.words import count_text, duration_text, printable
 from scheduler.screens.workload import Mix, make_trace
 
@@ -60,14 +62,18 @@ def simulate_command(
 
 
 def read_trace(path: Path, *, seed: int, jobs: int | None, hogs: bool, exact: bool) -> Trace:
-    """A trace as it stands in a .json file, or one drawn from the mix in a .yaml file.
+    """A trace as it stands in a .json file, one drawn from the mix in a .yaml file, or a run that has been.
+
+    Of a folder that holds runs the newest is taken.
 
     Raises
     ------
     TraceError
-        The file can't be read as either.
+        It can't be read as any of these.
     """
     try:
+        if path.suffix == ".sqlite" or path.is_dir():
+            return read_journal(find_run(path) / JOURNAL if path.is_dir() else path)
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             return Trace.from_json(json.loads(text))
@@ -79,7 +85,7 @@ def read_trace(path: Path, *, seed: int, jobs: int | None, hogs: bool, exact: bo
         if isinstance(error, TraceError):
             raise
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise TraceError(f"{path} is no trace (.json) and no mix (.yaml): {reason}") from error
+        raise TraceError(f"{path} is no trace (.json), no mix (.yaml) and no run: {reason}") from error
 
 
 def draw_simulation(found: Simulation) -> RenderableType:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from scheduler.core.model import Device, DeviceKind, Footprint, Job, JobPlan
 from scheduler.core.trace import Trace, TraceJob, TruePlan
+from scheduler.execution.journal import Journal
 from scheduler.screens import cli
 from scheduler.screens.simulate_command import average_levels
 
@@ -75,7 +76,7 @@ def test_mixes_that_come_with_it(mix):
         ("a.yaml", "- 1\n", "holds no mapping"),
         ("a.yaml", "jbos: 3\n", "unknown key 'jbos'"),
         ("a.yaml", "jobs: 3\n", "not complete"),
-        ("a.yaml", "a: [\n", "no trace (.json) and no mix (.yaml)"),
+        ("a.yaml", "a: [\n", "no trace (.json), no mix (.yaml)"),
         ("a.json", "{", "no trace (.json)"),
         ("a.json", "{}", "no 'kinds'"),
         ("a.json", "[]", "no trace (.json)"),
@@ -87,6 +88,36 @@ def test_no_trace(tmp_path, name, text, said):
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_run_that_has_been_is_replayed(tmp_path):
+    folder = tmp_path / "out/.stackyard/1"
+    folder.mkdir(parents=True)
+    journal = Journal.create(folder / "journal.sqlite", version="1", host="here", started_at=0.0, config={})
+    journal.add_device("CPU-1", "cpu", "cpu", virtual=False, total_bytes=8 * GIB, slots=2)
+    for job in range(4):
+        journal.add_job(str(job), output=None, shape=(1, 2, 3), dtype="uint8", at=0.0)
+        journal.start_attempt(
+            str(job), 1, device="CPU-1", plan={"name": "p"}, device_bytes=0, host_bytes=GIB, at=1.0
+        )
+        journal.end_attempt(str(job), 1, outcome="done", detail={}, at=11.0)
+        journal.end_job(str(job), state="done", reason="", at=11.0)
+    journal.end_run(state="done", at=11.0)
+    journal.close()
+    for path in (tmp_path / "out", folder, folder / "journal.sqlite"):
+        record = json.loads(invoke(path, "--json", "--no-baselines").stdout)
+        # Two at a time, ten seconds each.
+        assert (record["jobs"], record["makespan_s"]) == (4, pytest.approx(20.0))
+
+
+def test_a_folder_without_a_run(tmp_path):
+    result = invoke(tmp_path)
+    assert result.exit_code == 2
+    assert "no run in" in result.stderr
+    (tmp_path / "journal.sqlite").write_text("no")
+    result = invoke(tmp_path)
+    assert result.exit_code == 2
+    assert "is no journal of a run" in result.stderr
 
 
 def test_no_file(tmp_path):
