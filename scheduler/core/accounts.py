@@ -87,6 +87,7 @@ class DeviceAccount:
         "cls",
         "device",
         "done",
+        "evicting",
         "excess",
         "exclusive",
         "external",
@@ -124,6 +125,7 @@ class DeviceAccount:
         self.claim: JobRecord | None = None
         self.blocked = ""
         self.residents: dict[str, int] = {}
+        self.evicting: set[str] = set()
         self.done = 0
         self.key: tuple[int, int] | None = None
         self._room = -1

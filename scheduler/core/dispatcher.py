@@ -237,6 +237,8 @@ class Dispatcher:
         if self.policy.on_pressure is OnPressure.FAIL:
             self._fail_what_is_out_of_reach()
         for account in self._state.accounts.values():
+            # an eviction that nobody answered is asked for again
+            account.evicting.clear()
             self._endings.touch(account)
 
     def _fail_what_is_out_of_reach(self) -> None:

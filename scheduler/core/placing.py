@@ -1,5 +1,6 @@
 """Which waiting job a device takes next, and what starting it does to the accounts."""
 
+from collections.abc import Iterator
 from heapq import heappop, heappush
 
 from scheduler.core.accounts import DeviceAccount, DeviceClass
@@ -47,6 +48,8 @@ class Placer:
             return False
         choice = self._choose(account)
         if choice is None:
+            if account.residents:
+                self._evict_for(account)
             return False
         self._start(account, *choice)
         return True
@@ -71,8 +74,6 @@ class Placer:
             warm = self._warm(account)
             if warm is not None and (choice is None or warm[0].priority >= choice[0].priority):
                 return warm
-        if choice is None and account.residents:
-            self._evict_for(account)
         return choice
 
     def _claimed(self, account: DeviceAccount, record: JobRecord) -> _Choice | None:
@@ -177,14 +178,36 @@ class Placer:
         room = free
         for name, nbytes in idle.items():
             room += nbytes
-            for group, option in account.cls.fit.candidates(room):
+            found = next(self._wants(account, room), None)
+            if found is None:
+                continue
+            if name not in account.evicting:
+                account.evicting.add(name)
+                group, option = found
                 reason = (
                     f"{group.oldest().job.job_id} needs {gib(option.need)} on {account.device.name}, where "
                     f"{gib(max(0, free))} are free and idle state of {name} holds {gib(nbytes)}"
                 )
                 inputs = {"need": option.need, "free": free, "idle_state": nbytes}
                 self.out.append(Evict(account.device.uuid, name, Decision(Verdict.RECLAIM, reason, inputs)))
-                return
+            return
+
+    def _wants(self, account: DeviceAccount, room: int) -> Iterator[tuple[Group, Option]]:
+        """Groups that could start on this device if it had `room` bytes free."""
+        cls = account.cls
+        if account.claim is not None:
+            groups = [account.claim.group]
+        else:
+            lonely = [] if account.running else self.state.alone[cls.index][:RESTRICTED_LOOKED_AT]
+            groups = [entry[4] for entry in lonely if entry[3] == entry[4].version]
+            groups += list(cls.restricted.values())[:RESTRICTED_LOOKED_AT]
+        for group in groups:
+            if group.permits(account.device.uuid) and not (account.running and (group.alone or group.cold)):
+                for option in group.options.get(cls.index, ()):
+                    if option.need <= room:
+                        yield group, option
+        if account.claim is None:
+            yield from cls.fit.candidates(room)
 
     # starting
 
@@ -285,6 +308,7 @@ class Placer:
     def forget_resident(self, account: DeviceAccount, name: str) -> None:
         """A step's resident state isn't on the device any more."""
         account.reserved -= account.residents.pop(name, 0)
+        account.evicting.discard(name)
         account.reindex()
 
     def _explain(
@@ -308,7 +332,8 @@ class Placer:
             cause = "nothing of its kind was measured yet" if group.cold else group.rung or "it is a suspect"
             reason = f"{option.plan.name} runs alone on {name} ({gib(free)} free): {cause}"
             return Decision(Verdict.ADMIT, reason, inputs)
-        reason = f"{option.plan.name} on {name}: needs {gib(option.need)} of {gib(free)} free"
+        need = option.need if account.cls.is_cpu else placement.reserve_bytes + placement.resident_bytes
+        reason = f"{option.plan.name} on {name}: needs {gib(need)} of {gib(free)} free"
         return Decision(Verdict.ADMIT, reason, inputs)
 
     def _reclaim(self, account: DeviceAccount, need: int, placement: Placement) -> None:

@@ -86,6 +86,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.running = {}
         self.ended = {}
         self.log = []
+        self.asked = []
         self.external = dict.fromkeys(BY_UUID, 0)
 
     @initialize(
@@ -122,7 +123,7 @@ class DispatcherMachine(RuleBasedStateMachine):
             elif isinstance(instruction, Retry):
                 self.running.pop(instruction.job_id, None)
             elif isinstance(instruction, Evict):
-                self.log.append("evict")
+                self.asked.append(instruction)
             else:
                 assert isinstance(instruction, CancelAttempt | StopRun) or instruction.decision.reason
 
@@ -288,13 +289,9 @@ class DispatcherMachine(RuleBasedStateMachine):
                 outcome = Done(placement.plan.footprint.device_bytes or None, None, 1.0, attributed=True)
                 self.tell(AttemptEnded(self.forward(1.0), placement.job_id, placement.attempt, outcome))
             else:
-                evicted = [
-                    (account.device.uuid, name)
-                    for account in self.dispatcher._state.accounts.values()
-                    for name in account.residents
-                ]
-                for uuid, name in evicted:
-                    self.tell(ResidentEvicted(self.now, uuid, name))
+                asked, self.asked = self.asked, []
+                for evict in asked:
+                    self.tell(ResidentEvicted(self.now, evict.device, evict.name))
                 self.tell(Tick(self.forward(1.0)))
         left = list(self.dispatcher.waiting())
         assert not left, left
@@ -305,7 +302,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         for entry in self.log:
             if hasattr(entry, "now"):
                 answers += [entry, *twin.handle(entry)]
-        assert answers == [entry for entry in self.log if entry != "evict"]
+        assert answers == self.log
 
 
 TestDispatcher = DispatcherMachine.TestCase

@@ -12,7 +12,7 @@ from scheduler.core.policy import Policy
 from scheduler.core.simulate import run_baseline, run_dispatcher, simulate
 from scheduler.core.trace import Death, Hog, Trace, TraceJob, TruePlan
 from scheduler.screens.workload import Mix, make_trace
-from tests.scheduler.core.build import GIB, cpu, gpu, job, on_cpu, on_gpu
+from tests.scheduler.core.build import GIB, cpu, gpu, job, on_cpu, on_gpu, resident
 
 CONFIGS = ("small", "mixed", "large")
 
@@ -132,3 +132,27 @@ def test_simulate_gives_the_keys_of_the_command():
 def test_unknown_keys_of_a_mix_are_named():
     with pytest.raises(ValueError, match="unknown key 'slot'"):
         Mix.from_mapping({"slot": 1})
+
+
+def test_idle_resident_state_is_evicted_in_the_simulation_too():
+    warm = on_gpu(1, resident=resident(nbytes=5))
+    plans = {"w": warm, "x": on_gpu(6)}
+    truth = {"torch": TruePlan(GIB, 0, 10.0)}, {"torch": TruePlan(6 * GIB, 0, 10.0)}
+    found = tuple(
+        TraceJob(job(f"{kind}{n}", plan, kind=kind), truth[kind == "x"], arrival_s=40.0 * (kind == "x"))
+        for kind, plan in plans.items()
+        for n in range(2)
+    )
+    outcome = run_dispatcher(Trace("t", (gpu(total=8, slots=2),), found))
+    assert (outcome.done, outcome.lost, outcome.oom_attempts) == (4, 0, 0)
+
+
+def test_an_attempt_past_its_time_limit_fails():
+    found = tuple(
+        TraceJob(
+            job(f"j{n}", on_gpu(1), kind="k", timeout_s=5), {"torch": TruePlan(GIB, 0, 1000.0)}, 60.0 * n
+        )
+        for n in range(2)
+    )
+    outcome = run_dispatcher(Trace("t", (gpu(),), found))
+    assert outcome.done + outcome.failed == 2
