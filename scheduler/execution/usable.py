@@ -81,6 +81,9 @@ def working_plans(
         for uuid in sorted({uuid for uuid, _ in wanted - checked}):
             device = fleet.devices[uuid]
             names = sorted(name for each, name in wanted - checked if each == uuid)
+            if "tensorflow" in names and "pyclesperanto" in usable[device.kind]:
+                # PoCL must be loaded before TensorFlow, and later on it may be the next best.
+                names = ["pyclesperanto", *(name for name in names if name != "pyclesperanto")]
             key = f"check-{uuid}-{'-'.join(names)}"
             broken = fleet.submit(problems_here, names, device=uuid, key=key).result()
             usable[device.kind] = tuple(name for name in usable[device.kind] if name not in broken)
