@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # On a machine with an NVIDIA driver, CuPy for the CUDA version that the driver supports.
 CUDA_MAJOR := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: \([0-9]*\).*/\1/p' | head -n 1)
-EXTRAS ?= $(if $(filter 12,$(CUDA_MAJOR)),cupy-cuda12,$(if $(CUDA_MAJOR),cupy-cuda13,))
+EXTRAS ?= $(if $(filter 12,$(CUDA_MAJOR)),cupy-cuda12,$(if $(filter-out 9 10 11,$(CUDA_MAJOR)),cupy-cuda13,))
 SAMPLE := data/sample
 
 .PHONY: run test lint types layers pytest clean
