@@ -45,7 +45,7 @@ class Discovery:
         readings = [self.read(device.uuid) for device in self.devices]
         if reservations is None:
             return [reading.with_processes(()) for reading in readings]
-        return [reservations.snapshot(reading) for reading in readings]
+        return reservations.snapshots(readings)
 
     def close(self) -> None:
         """Give back what the probes hold."""

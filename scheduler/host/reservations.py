@@ -7,7 +7,7 @@ take the same bytes.
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,6 +170,12 @@ class Reservations:
     def snapshot(self, reading: Reading) -> DeviceSnapshot:
         """A probe's reading together with what the table says of that device."""
         return reading.with_processes(self.processes(reading.uuid))
+
+    def snapshots(self, readings: Iterable[Reading]) -> list[DeviceSnapshot]:
+        """The same for many devices in one transaction: that is what probing costs most."""
+        with self._transaction() as connection:
+            self._reap(connection, None)
+            return [reading.with_processes(self._processes(connection, reading.uuid)) for reading in readings]
 
     def reap(self) -> int:
         """Remove the rows of dead processes on every device; how many reservations that were."""
