@@ -57,6 +57,9 @@ class TorchBackend(Backend):
             return "torch tensor inside vmap or grad: convert outside of the transformed function"
         if not (array.is_cpu or array.is_cuda):
             return f"torch tensor on device {array.device}: call .cpu() first, or fill it if it is meta"
+        if not array.data_ptr() and array.numel():
+            # NumPy would make garbage of its null pointer, and torch itself crashes on it.
+            return "torch tensor without memory (freed by resize_(0), or a ZeroTensor): allocate and fill it"
         return None
 
     def devices(self) -> tuple[DeviceInfo, ...]:

@@ -45,6 +45,13 @@ def test_a_memory_map_is_a_plain_array_with_a_file_behind_it(tmp_path: Path) -> 
     assert memory_type_of(mapped) is MemoryType.NUMPY
 
 
+def freed_tensor() -> Any:
+    """As sharded training leaves its parameters: reading one crashed the process, or gave garbage."""
+    tensor = torch.ones(2, 3)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 def strangers() -> list[tuple[Any, str]]:
     """Objects that aren't plain arrays, with a word of their remedy; several libraries warn of them."""
     with warnings.catch_warnings():
@@ -64,6 +71,8 @@ def strangers() -> list[tuple[Any, str]]:
             (torch.ones(2, 2).to_sparse(), "to_dense"),
             (torch.ones(2, 2).to_sparse_csr(), "to_dense"),
             (torch.ones(2, device="meta"), "meta"),
+            (freed_tensor(), "allocate and fill"),
+            (torch._efficientzerotensor((2, 2)), "allocate and fill"),
             (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8), "dequantize"),
             (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "to_padded_tensor"),
             (jax.random.key(0), "key_data"),
