@@ -60,10 +60,14 @@ class CupyBackend(Backend):
     def move(self, array: Array, gpu_id: GpuId) -> Array:
         source = self.device_of(array)
         with self.entered(source):
+            packed = array if array.flags.c_contiguous else array.copy()
             # The copy runs on the target's stream, which doesn't wait for what this one has still to write.
             self.library.cuda.get_current_stream().synchronize()
         with self.entered(gpu_id):
-            return array.copy()
+            twin = packed.copy()
+            # Nor does the source's stream wait for the copy before its memory is written to or reused.
+            self.library.cuda.get_current_stream().synchronize()
+        return twin
 
     def synchronize(self, gpu_id: GpuId) -> None:
         with self.entered(gpu_id) as device:

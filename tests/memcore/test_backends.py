@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -132,6 +133,15 @@ class TestCupyDouble(BackendContract):
         assert self.backend.memory_held(1).reclaimable == 1 << 20
         assert self.backend.drain(1) == 1 << 20
         assert self.backend.memory_held(1).reclaimable == 0
+
+    def test_a_move_waits_for_both_devices(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # CuPy's copy between devices is asynchronous, on the target's stream alone.
+        waited: list[int] = []
+        stream = SimpleNamespace(synchronize=lambda: waited.append(cupy_double.current()))
+        monkeypatch.setattr(self.library.cuda, "get_current_stream", lambda: stream)
+        array = self.make(numbers())
+        assert self.backend.device_of(self.backend.move(array, 0)) == 0
+        assert waited == [1, 0]
 
     def test_the_source_of_an_upload_may_be_reused_at_once(self) -> None:
         # set() is asynchronous and keeps no reference: without a synchronize the zeros would arrive.
