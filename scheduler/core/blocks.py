@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 
 Shape = tuple[int, int, int]
@@ -70,7 +70,7 @@ def _extent(size: int, count: int, halo: int) -> int:
 def _ranges(size: int, count: int) -> Iterable[tuple[int, int]]:
     """`count` ranges that differ by one at most."""
     edges = [size * number // count for number in range(count + 1)]
-    return zip(edges, edges[1:], strict=False)
+    return pairwise(edges)
 
 
 def _block(shape: Shape, halo: Shape, own: Iterable[tuple[int, int]]) -> Block:
