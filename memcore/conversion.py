@@ -113,6 +113,8 @@ def plan_conversion(
 def _decide(
     data: Array, source: Backend, target: Backend, gpu_id: object, copy: bool | None, allow_host: bool
 ) -> tuple[Way, Array, GpuId, str]:
+    if copy is not None:
+        copy = bool(copy)  # np.True_ and 1 are asked for as True is
     try:
         place = target.validate_gpu_id(gpu_id)
     except DeviceError as error:

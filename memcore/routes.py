@@ -32,17 +32,20 @@ def choose_way(
     if source is target:
         way, reason = _choose_within(data, source, place, copy)
         return way, data, reason
-    origin = source.device_of(data)
     if target.in_host_memory(place):
         view = source.host_view(data)
         if view is not None:
             way, reason = _choose_on_host(view, source, target, copy)
             return way, view, reason
-        if source.in_host_memory(origin):
+        if source.in_host_memory(source.device_of(data)):
             return _UPLOAD, data, "its values are lazy and the copy carries them out"
         if target.immutable:
             return _DOWNLOAD_AND_COPY, data, "device memory is read into the host, then aligned"
+        if source.immutable and not target.keeps_read_only:
+            # JAX keeps the host copy of its array, and gives the same one to everybody who asks.
+            return _DOWNLOAD_AND_COPY, data, f"{target.memory_type} would write to the host copy it shares"
         return _DOWNLOAD, data, "device memory is read into the host"
+    origin = source.device_of(data)
     if source.in_host_memory(origin):
         return _UPLOAD, data, "host memory is written to the device"
     way, reason = _choose_between_devices(source, target, origin, place, copy)

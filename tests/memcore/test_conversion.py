@@ -114,6 +114,27 @@ def test_copy_true_never_shares_with_itself(name: str) -> None:
     np.testing.assert_array_equal(backend_of(name).to_host(twin), ramp())
 
 
+@pytest.mark.parametrize("wish", [np.True_, 1])
+def test_copy_is_any_truth_value(wish: Any) -> None:
+    values = ramp()
+    assert not np.shares_memory(values, convert_memory(values, "numpy", "numpy", 0, copy=wish))
+    with pytest.raises(MemoryConversionError, match="needs a copy"):
+        convert_memory(values[::-1], "numpy", "torch", "cpu", copy=np.False_)  # type: ignore[arg-type]
+
+
+def test_the_host_copy_that_jax_keeps_of_a_device_array_is_not_lent_to_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend = backend_of("jax")
+    array = convert_memory(ramp(), "numpy", "jax", "cpu")
+    # As on a GPU: NumPy can't look at it, and np.asarray gives the copy that the array keeps.
+    monkeypatch.setattr(type(backend), "host_view", lambda self, array: None)
+    monkeypatch.setattr(type(backend), "in_host_memory", lambda self, place: False)
+    assert plan_conversion(array, "torch", "cpu").bytes_copied == 2 * NBYTES
+    convert_memory(array, "jax", "torch", "cpu").fill_(0)
+    np.testing.assert_array_equal(np.asarray(array), ramp())
+
+
 @pytest.mark.parametrize("target", ["torch", "tensorflow", "jax"])
 def test_copy_true_never_shares_host_memory(target: str) -> None:
     for source in (ramp(), frozen()):
