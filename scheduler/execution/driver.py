@@ -41,7 +41,7 @@ from scheduler.execution.fleet import Fleet
 from scheduler.execution.record import JournalRecord
 
 TICK_S = 0.25
-SNAPSHOT_S = 0.2
+SNAPSHOT_S = 0.15
 STOP_GRACE_S = 10.0
 WORKERS_S = 5.0
 # A nanny tries once to bring its process back and then gives up; on a busy machine that once takes its time.
