@@ -73,9 +73,13 @@ class HostBlock:
         if spare and hasattr(mmap, "MADV_HUGEPAGE"):
             # Only huge pages that end inside the block: one that reached past it would be memory that
             # nobody counts.
-            mapping.madvise(mmap.MADV_NOHUGEPAGE)
-            if huge_pages:
-                mapping.madvise(mmap.MADV_HUGEPAGE, skip, nbytes // HUGE_PAGE * HUGE_PAGE)
+            try:
+                mapping.madvise(mmap.MADV_NOHUGEPAGE)
+                if huge_pages:
+                    mapping.madvise(mmap.MADV_HUGEPAGE, skip, nbytes // HUGE_PAGE * HUGE_PAGE)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # a kernel without huge pages, such as a real-time one
+                    raise
 
 
 class Memory(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import weakref
 from typing import Any
 
@@ -24,6 +25,12 @@ def test_memory_is_aligned_at_any_size(nbytes: int) -> None:
     view = HostBuffer(block).array((nbytes,), np.uint8)
     view[...] = 7
     assert view.nbytes == nbytes
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_NOHUGEPAGE"), reason="needs Linux")
+def test_a_kernel_without_huge_pages_gives_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "MADV_NOHUGEPAGE", 9999)  # EINVAL, as such a kernel says
+    assert HostBlock(4 << 20).address % 64 == 0
 
 
 @pytest.mark.parametrize("alignment", [64, 128, 4096])
