@@ -206,6 +206,8 @@ def _fill(
     if destination is not None:
         if not destination.flags.writeable:
             raise StackError("out is read-only")
+        if any(not step and length > 1 for step, length in zip(destination.strides, shape, strict=True)):
+            raise StackError("out repeats its memory (broadcast or expanded): stack into an array of its own")
         _refuse_overlap(planes, sources, destination)
     _fill_host(host, planes, sources, plain)
     if out is None:

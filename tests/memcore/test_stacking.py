@@ -174,6 +174,15 @@ def test_a_read_only_destination_is_refused() -> None:
         stack_slices(list(volume()), "numpy", 0, out=out)
 
 
+@pytest.mark.parametrize("target", ["numpy", "torch"])
+def test_a_destination_whose_planes_are_one_memory_is_refused(target: str) -> None:
+    plane = aligned_empty((4, 5), np.uint16)
+    repeated = np.lib.stride_tricks.as_strided(plane, (3, 4, 5), (0, 10, 2))
+    out = convert_memory(repeated, "numpy", target, "cpu", copy=False)
+    with pytest.raises(StackError, match="repeats its memory"):
+        stack_slices([np.full((4, 5), z, np.uint16) for z in range(3)], target, "cpu", out=out)
+
+
 def test_a_destination_that_its_own_slices_are_views_of_is_refused() -> None:
     out = volume()
     with pytest.raises(StackError, match="slice 0 shares memory with out"):
