@@ -86,7 +86,8 @@ class Deferred:
             placed = zip(self._steps, plan.memory_types, plan.device_kinds, strict=True)
             for (step, with_), wanted, kind in placed:
                 stack = step(self._converted(stack, wanted, kind), **with_)
-            self._stack, self._steps = stack, ()
+                # kept at once: a step that has run doesn't run again because a later one fails
+                self._stack, self._steps = stack, self._steps[1:]
         if memory_type is None:
             return self._stack
         target = backend_of(memory_type)

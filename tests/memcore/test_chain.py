@@ -240,6 +240,26 @@ def test_a_deferred_chain_converts_no_more_than_its_plan_says() -> None:
     conversion_counters.reset()
 
 
+def test_a_step_that_has_run_does_not_run_again_because_a_later_one_fails() -> None:
+    answers = iter([ZeroDivisionError("no"), None])
+
+    def moody(stack: Any) -> Any:
+        if error := next(answers):
+            raise error
+        return stack
+
+    def count_up(stack: Any) -> Any:
+        stack += 1
+        return stack
+
+    deferred = Deferred(np.zeros((1, 2, 3), np.float32))
+    deferred = deferred.then(FunctionStep(count_up, input="numpy")).then(FunctionStep(moody, input="numpy"))
+    with pytest.raises(ZeroDivisionError):
+        deferred.value()
+    assert [each.name for each in deferred.pending] == ["moody"]
+    np.testing.assert_array_equal(deferred.value(), np.ones((1, 2, 3)))
+
+
 def test_one_deferred_stack_may_branch() -> None:
     base = Deferred(np.ones((1, 1, 1), np.float32))
     twice, thrice = base.then(double), base.then(double).then(double)
