@@ -210,6 +210,8 @@ class ArrayPool:
             if granted := self.budget.take(size, least):
                 return granted
             short = least - self.budget.free
+            if short <= 0:
+                continue  # somebody has given bytes back since
             if self.trim(short) or (self._relieve is not None and self._relieve(short, False)):
                 continue
             if collected:

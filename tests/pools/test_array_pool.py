@@ -110,6 +110,22 @@ def test_the_limit_holds_to_the_byte() -> None:
     assert pool.stats().refused == 1
 
 
+def test_bytes_given_back_between_two_looks_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread frees after we were refused and before we look how much is missing."""
+    pool = ArrayPool(1000)
+    take, given = pool.budget.take, iter([lambda: None, lambda: pool.budget.give(1000)])
+    pool.budget.take(1000, 1000)
+
+    def refused(nbytes: int, at_least: int) -> int:
+        granted = take(nbytes, at_least)
+        next(given, lambda: None)()
+        return granted
+
+    monkeypatch.setattr(pool.budget, "take", refused)
+    with pool.acquire(1000, "uint8") as array:
+        assert array.size == 1000
+
+
 def test_idle_buffers_of_another_size_make_room() -> None:
     pool = ArrayPool(1000)
     with pool.acquire(900, "uint8"):
