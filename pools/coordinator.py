@@ -58,7 +58,7 @@ def reclaim(pools: Sequence[ArrayPool], frameworks: Frameworks, nbytes: int) -> 
     the `except` block of the error, whose traceback pins arrays (torch#18853).
     """
     gc.collect()
-    before = sum(backend.memory_held(place).held for backend, place in frameworks)
+    before = [backend.memory_held(place).held for backend, place in frameworks]
     cached = [pool for pool in pools if pool.cached()]
     direct = [pool for pool in pools if pool not in cached]
     freed = trim(direct, nbytes)
@@ -68,4 +68,6 @@ def reclaim(pools: Sequence[ArrayPool], frameworks: Frameworks, nbytes: int) -> 
         backend.drain(place)
     for backend, place in frameworks:
         backend.synchronize(place)
-    return freed + before - sum(backend.memory_held(place).held for backend, place in frameworks)
+    after = [backend.memory_held(place).held for backend, place in frameworks]
+    # a framework that another thread makes grow meanwhile has given back nothing, not less than that
+    return freed + sum(max(0, had - has) for had, has in zip(before, after, strict=True))

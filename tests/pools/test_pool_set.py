@@ -205,6 +205,16 @@ def test_reclaiming_goes_oldest_first_and_drains_every_framework() -> None:
     assert coordinator.memory_on(pools, frameworks).reclaimable == 4 * KIB
 
 
+def test_what_another_thread_takes_meanwhile_is_not_given_back_negatively() -> None:
+    class Growing(Framework):
+        def drain(self, place: object) -> int:
+            self.busy += 1000
+            return super().drain(place)
+
+    frameworks: Any = [(Growing("a", 0, []), 0), (Framework("b", 700, []), 0)]
+    assert coordinator.reclaim([], frameworks, KIB) == 700
+
+
 def test_garbage_is_collected_before_buffers_are_freed(pools: PoolSet) -> None:
     pool = pools.pool("numpy", "cpu")
     cycle: list[Any] = [pool.lease(8 * KIB, "uint8")]
