@@ -1,21 +1,13 @@
-"""Which waiting job a device takes next, and what starting it does to the accounts."""
+"""Starting a job and giving back what it had: what that does to the accounts, and the instructions for it."""
 
-from collections.abc import Iterator
-from heapq import heappop, heappush
+from heapq import heappush
 
 from scheduler.core.accounts import DeviceAccount, DeviceClass
+from scheduler.core.choosing import RESTRICTED_LOOKED_AT, Chooser
 from scheduler.core.instructions import Evict, Instruction, Reclaim, Start
 from scheduler.core.model import Decision, Placement, Verdict, gib
-from scheduler.core.pressure import best_for_cpu, worth_it
 from scheduler.core.records import Group, JobRecord, JobState, Option
 from scheduler.core.state import State
-
-# Groups of particular devices are few (retries, users' restrictions); looking at more of them in one decision
-# would make its cost grow with their number.
-RESTRICTED_LOOKED_AT = 64
-# The end of a run is near when what is left would take this many times a job's own time.
-CRITICAL = 3.0
-_Choice = tuple[Group, Option, bool, str]
 
 
 class Placer:
@@ -24,6 +16,7 @@ class Placer:
     def __init__(self, state: State) -> None:
         self.state = state
         self.out: list[Instruction] = []
+        self._chooser = Chooser(state)
 
     def fill(self, account: DeviceAccount) -> bool:
         """Start what fits on this device until nothing more does; True if anything started."""
@@ -46,7 +39,7 @@ class Placer:
         state = self.state
         if state.held or state.stopped or not state.queued or not account.has_slot:
             return False
-        choice = self._choose(account)
+        choice = self._chooser.choose(account)
         if choice is None:
             if account.residents:
                 self._evict_for(account)
@@ -54,169 +47,12 @@ class Placer:
         self._start(account, *choice)
         return True
 
-    # choosing
-
-    def _choose(self, account: DeviceAccount) -> _Choice | None:
-        if account.claim is not None:
-            return self._claimed(account, account.claim)
-        cls = account.cls
-        if not account.running and not cls.is_cpu and self.state.alone[cls.index]:
-            choice = self._lonely(account)
-            if choice is not None:
-                return choice
-        if cls.restricted:
-            for group in list(cls.restricted.values())[:RESTRICTED_LOOKED_AT]:
-                choice = self._permitted(account, group)
-                if choice is not None:
-                    return choice
-        choice = self._fitting(account)
-        if account.residents or account.device.uuid in self.state.preferring:
-            warm = self._warm(account)
-            if warm is not None and (choice is None or warm[0].priority >= choice[0].priority):
-                return warm
-        return choice
-
-    def _claimed(self, account: DeviceAccount, record: JobRecord) -> _Choice | None:
-        group = record.group
-        if (group.alone or group.cold) and account.running and not account.cls.is_cpu:
-            return None
-        return self._permitted(account, group)
-
-    def _permitted(self, account: DeviceAccount, group: Group) -> _Choice | None:
-        """The first of the group's options that this device could start at once."""
-        if not group.permits(account.device.uuid):
-            return None
-        for option in group.options.get(account.cls.index, ()):
-            if option.need - self._warmth(account, option) <= account.free and self._host_has(
-                account, option
-            ):
-                alone = (group.alone or group.cold) and not account.cls.is_cpu
-                return group, option, alone, ""
-        return None
-
-    def _lonely(self, account: DeviceAccount) -> _Choice | None:
-        """A group that needs an empty device.
-
-        By priority, then the shortest, which measures its family soonest.
-        """
-        heap = self.state.alone[account.cls.index]
-        passed: list[tuple[int, float, int, int, Group]] = []
-        found = None
-        while heap and len(passed) < RESTRICTED_LOOKED_AT:
-            entry = heap[0]
-            group = entry[4]
-            if entry[3] != group.version:
-                heappop(heap)
-                continue
-            found = self._permitted(account, group)
-            if found is not None:
-                break
-            passed.append(heappop(heap))
-        for entry in passed:
-            heappush(heap, entry)
-        return found
-
-    def _fitting(self, account: DeviceAccount) -> _Choice | None:
-        cls = account.cls
-        state = self.state
-        if cls.is_cpu:
-            for group, option in cls.fit.candidates(account.free):
-                return group, option, False, ""
-            better = best_for_cpu(state, account)
-            return None if better is None else (better[0], better[1], False, better[2])
-        found: tuple[Group, Option] | None = None
-        soon = -1.0
-        for group, option in cls.fit.candidates(account.free):
-            if not self._host_has(account, option) or not worth_it(state, group, option):
-                continue
-            if found is None:
-                found = group, option
-                soon = state.drain_seconds()
-                if option.seconds * CRITICAL <= soon:
-                    break
-            elif group.priority < found[0].priority:
-                break
-            elif option.seconds > found[1].seconds:
-                found = group, option
-        # the largest that fits leaves the fewest gaps; near the end the longest decides when all is done
-        return None if found is None else (*found, False, "")
-
-    def _warm(self, account: DeviceAccount) -> _Choice | None:
-        """A group whose resident state or input is already here."""
-        for name in account.residents:
-            for group in list(account.cls.warm.get(name, {}).values())[:4]:
-                if not group.cold and not group.alone:
-                    choice = self._permitted(account, group)
-                    if choice is not None:
-                        return choice
-        for group in list(self.state.preferring.get(account.device.uuid, {}).values())[:4]:
-            if account.cls.index in group.options and not group.cold and not group.alone:
-                choice = self._permitted(account, group)
-                if choice is not None and (not account.cls.is_cpu or group.area == 0.0):
-                    return choice
-        return None
-
-    def _warmth(self, account: DeviceAccount, option: Option) -> int:
-        resident = option.plan.resident
-        return option.resident if resident is not None and resident.name in account.residents else 0
-
-    def _host_has(self, account: DeviceAccount, option: Option) -> bool:
-        if account.cls.is_cpu or option.host_need <= account.host.free:
-            return True
-        account.host.starved = True
-        return False
-
-    def _evict_for(self, account: DeviceAccount) -> None:
-        """Ask for idle resident state to go if a waiting job would fit then."""
-        in_use = {
-            record.placement.plan.resident.name
-            for record in account.running.values()
-            if record.placement is not None and record.placement.plan.resident is not None
-        }
-        idle = {name: nbytes for name, nbytes in account.residents.items() if name not in in_use}
-        free = account.free
-        room = free
-        for name, nbytes in idle.items():
-            room += nbytes
-            found = next(self._wants(account, room), None)
-            if found is None:
-                continue
-            if name not in account.evicting:
-                account.evicting.add(name)
-                group, option = found
-                reason = (
-                    f"{group.oldest().job.job_id} needs {gib(option.need)} on {account.device.name}, where "
-                    f"{gib(max(0, free))} are free and idle state of {name} holds {gib(nbytes)}"
-                )
-                inputs = {"need": option.need, "free": free, "idle_state": nbytes}
-                self.out.append(Evict(account.device.uuid, name, Decision(Verdict.RECLAIM, reason, inputs)))
-            return
-
-    def _wants(self, account: DeviceAccount, room: int) -> Iterator[tuple[Group, Option]]:
-        """Groups that could start on this device if it had `room` bytes free."""
-        cls = account.cls
-        if account.claim is not None:
-            groups = [account.claim.group]
-        else:
-            lonely = [] if account.running else self.state.alone[cls.index][:RESTRICTED_LOOKED_AT]
-            groups = [entry[4] for entry in lonely if entry[3] == entry[4].version]
-            groups += list(cls.restricted.values())[:RESTRICTED_LOOKED_AT]
-        for group in groups:
-            if group.permits(account.device.uuid) and not (account.running and (group.alone or group.cold)):
-                for option in group.options.get(cls.index, ()):
-                    if option.need <= room:
-                        yield group, option
-        if account.claim is None:
-            yield from cls.fit.candidates(room)
-
-    # starting
-
     def _start(self, account: DeviceAccount, group: Group, option: Option, alone: bool, why: str) -> None:
         state = self.state
         record = group.oldest() if account.claim is None else account.claim
         device = account.device
         free = account.free
-        resident = option.resident - self._warmth(account, option)
+        resident = option.resident - self._chooser.warmth(account, option)
         need = option.need - option.resident
         if alone:
             # a first job may need more than anybody thinks: it gets nearly all there is (used bytes flicker a
@@ -360,3 +196,29 @@ class Placer:
             claimed.claim = None
             record.claim = None
             self.state.unclaimed.append(claimed)
+
+    def _evict_for(self, account: DeviceAccount) -> None:
+        """Ask for idle resident state to go if a waiting job would fit then."""
+        in_use = {
+            record.placement.plan.resident.name
+            for record in account.running.values()
+            if record.placement is not None and record.placement.plan.resident is not None
+        }
+        idle = {name: nbytes for name, nbytes in account.residents.items() if name not in in_use}
+        free = account.free
+        room = free
+        for name, nbytes in idle.items():
+            room += nbytes
+            found = next(self._chooser.wants(account, room), None)
+            if found is None:
+                continue
+            if name not in account.evicting:
+                account.evicting.add(name)
+                group, option = found
+                reason = (
+                    f"{group.oldest().job.job_id} needs {gib(option.need)} on {account.device.name}, where "
+                    f"{gib(max(0, free))} are free and idle state of {name} holds {gib(nbytes)}"
+                )
+                inputs = {"need": option.need, "free": free, "idle_state": nbytes}
+                self.out.append(Evict(account.device.uuid, name, Decision(Verdict.RECLAIM, reason, inputs)))
+            return
