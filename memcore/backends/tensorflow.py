@@ -164,22 +164,29 @@ class TensorflowBackend(Backend):
 
     def empty(self, shape: tuple[int, ...], dtype: str, gpu_id: GpuId) -> Array:
         with self._on(gpu_id):
-            return self.library.zeros(tuple(shape), self.library.as_dtype(dtype))
+            made = self.library.zeros(tuple(shape), self.library.as_dtype(dtype))
+        return self._kept_on(made, gpu_id)
 
     def duplicate(self, array: Array) -> Array:
         view = self.host_view(array)
         if view is not None:
             return self.from_host(view, self.device_of(array))
-        with self._on(self.device_of(array)):
-            return self.library.raw_ops.DeepCopy(x=array)
+        place = self.device_of(array)
+        with self._on(place):
+            copied = self.library.raw_ops.DeepCopy(x=array)
+        return self._kept_on(copied, place)
 
     def stack(self, slices: Sequence[Array], out: Array | None) -> Array:  # noqa: ARG002  immutable
-        with self._on(self.device_of(slices[0])):
-            return self.library.stack(list(slices))
+        place = self.device_of(slices[0])
+        with self._on(place):
+            stacked = self.library.stack(list(slices))
+        return self._kept_on(stacked, place)
 
     def unstack(self, array: Array) -> list[Array]:
-        with self._on(self.device_of(array)):
-            return list(self.library.unstack(array))
+        place = self.device_of(array)
+        with self._on(place):
+            planes = self.library.unstack(array)
+        return [self._kept_on(plane, place) for plane in planes]
 
     def memory_held(self, gpu_id: GpuId) -> MemoryHeld:
         if self.in_host_memory(gpu_id):
@@ -200,6 +207,10 @@ class TensorflowBackend(Backend):
 
     def _has_gpus(self) -> bool:
         return bool(self.library.config.list_logical_devices("GPU"))
+
+    def _kept_on(self, tensor: Any, gpu_id: GpuId) -> Any:
+        """The result of an operation on a device: without a kernel for its dtype there it is on the CPU."""
+        return tensor if self.device_of(tensor) == gpu_id else self.move(tensor, gpu_id)
 
     def _on(self, gpu_id: GpuId) -> Any:
         kind = "CPU" if self.in_host_memory(gpu_id) else "GPU"

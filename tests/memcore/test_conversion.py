@@ -443,6 +443,24 @@ def test_tensorflow_memory_goes_to_consumers_that_name_a_stream() -> None:
     assert exported.__dlpack_device__() == (1, 0)
 
 
+def test_tensorflow_results_that_fell_back_to_the_cpu_return_to_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # DeepCopy and others have GPU kernels for few dtypes; soft placement runs them on the CPU instead.
+    backend = backend_of("tensorflow")
+    planes = [tf.ones((2, 3), tf.uint16), tf.ones((2, 3), tf.uint16)]
+    here = {id(plane) for plane in planes}
+    moved: list[Any] = []
+    monkeypatch.setattr(type(backend), "device_of", lambda self, t: 0 if id(t) in here else "cpu")
+    monkeypatch.setattr(type(backend), "host_view", lambda self, t: None)
+    monkeypatch.setattr(type(backend), "move", lambda self, t, place: moved.append((t.shape, place)))
+    backend.empty((4,), "uint16", 0)
+    backend.duplicate(planes[0])
+    backend.stack(planes, None)
+    backend.unstack(planes[0])
+    assert moved == [((4,), 0), ((2, 3), 0), ((2, 2, 3), 0), ((3,), 0), ((3,), 0)]
+
+
 def test_another_device_of_both_libraries_is_one_move_away() -> None:
     both = {0: ONE, 1: TWO}
     way, _ = _choose_between_devices(Pretended("a", both), Pretended("b", both), 0, 1, None)
