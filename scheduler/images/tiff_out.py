@@ -1,6 +1,7 @@
 """One stack as TIFF or OME-TIFF, with axes, physical sizes, channel name and provenance."""
 
 import json
+import os
 import uuid
 from typing import Any, BinaryIO
 
@@ -60,20 +61,40 @@ def write_tiff(
         metadata |= {"ChannelName": described.channel_name, "Provenance": texts}
     packed = compression not in ("default", "none")
     contiguous = array.flags.c_contiguous and array.dtype.isnative
-    with tifffile.TiffWriter(file, bigtiff=array.nbytes > BIGTIFF_BYTES, ome=ome, shaped=not ome) as writer:
-        writer.write(
-            # a strided array goes plane by plane: tifffile would copy it whole
-            array if contiguous else (np.ascontiguousarray(plane) for plane in array),
-            shape=array.shape,
-            dtype=array.dtype.newbyteorder("="),
-            photometric="minisblack",
-            metadata=metadata,
-            software="stackyard",
-            compression=compression if packed else None,
-            # neighbouring pixels differ by little: their differences pack better
-            predictor=packed and array.dtype.kind in "iuf",
-            **resolution,
-        )
+    try:
+        with tifffile.TiffWriter(
+            file, bigtiff=array.nbytes > BIGTIFF_BYTES, ome=ome, shaped=not ome
+        ) as writer:
+            writer.write(
+                # a strided array goes plane by plane: tifffile would copy it whole
+                array if contiguous else (np.ascontiguousarray(plane) for plane in array),
+                shape=array.shape,
+                dtype=array.dtype.newbyteorder("="),
+                photometric="minisblack",
+                metadata=metadata,
+                software="stackyard",
+                compression=compression if packed else None,
+                # neighbouring pixels differ by little: their differences pack better
+                predictor=packed and array.dtype.kind in "iuf",
+                **resolution,
+            )
+    except OSError as error:
+        if error.errno is None:
+            _ask_why(file)
+        raise
+
+
+def _ask_why(file: BinaryIO) -> None:
+    """Raise what the system says to a further write, after one that wrote less than was asked for.
+
+    NumPy's `tofile` then tells two numbers, and not that the disk is full.
+    """
+    try:
+        # the first may still fill up the last block
+        for _ in range(2):
+            os.write(file.fileno(), bytes(2**16))
+    except OSError as reason:
+        raise reason from None
 
 
 def _as_text(value: object) -> str:

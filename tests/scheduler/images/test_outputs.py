@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -225,6 +226,19 @@ def test_a_full_disk_is_an_oserror_that_says_so():
     ):
         tiff_out.write_tiff(full, stack, "tiff", StackMetadata(), name="a")
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_disk_that_fills_up_within_a_stack_is_told_by_its_own_reason(tmp_path):
+    # a limit on file sizes cuts a write short as a full disk does
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_stack(tmp_path / "a.tif", np.zeros((2, 512, 512), "uint16"), format="tiff")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert caught.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_umask_and_setgid_hold(tmp_path, pixels):
