@@ -155,6 +155,11 @@ def memory_types(
     )
 
     def decorate(function: Callable[..., Any]) -> StepFunction:
+        if isinstance(function, type):
+            raise ContractError(
+                f"memory_types decorates functions, and {function.__name__} is a class: give it a class "
+                "attribute instead, for example declare = {'input': 'numpy'}"
+            )
         implementations = [Implementation(function, contract)]
 
         @functools.wraps(function)

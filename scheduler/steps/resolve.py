@@ -139,8 +139,13 @@ def _function_step(
                 raise StepError(f"{name} is declared by its decorator memory_types: leave out declare")
             return FunctionStep(function, input=memory, name=name)
         if declare is None:
+            own = (
+                "give the class an attribute declare = {'input': 'numpy'}"
+                if isinstance(function, ClassCall)
+                else "decorate it with memcore.memory_types"
+            )
             raise StepError(
-                f"{name} doesn't say which memory types it takes: decorate it with memcore.memory_types, "
+                f"{name} doesn't say which memory types it takes: {own}, "
                 "or add to the step, for example, declare: {input: numpy, output: numpy}"
             )
         return FunctionStep(function, name=name, **_declared(name, declare, memory))

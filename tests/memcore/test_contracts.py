@@ -195,3 +195,12 @@ def test_a_keyword_only_context_is_seen() -> None:
 
     assert implementations_of(knows)[0].takes_context
     assert not implementations_of(does_not)[0].takes_context
+
+
+def test_a_class_is_refused_when_it_is_decorated():
+    with pytest.raises(ContractError, match="Model is a class: give it a class attribute"):
+
+        @memory_types("numpy")
+        class Model:
+            def __call__(self, stack):
+                return stack

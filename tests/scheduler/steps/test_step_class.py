@@ -134,7 +134,7 @@ def test_a_set_up_that_failed_is_tried_again(tmp_path: Path, module: Any) -> Non
             r"no parameter 'mode' \(did you mean 'model'\?\)",
         ),
         ("Threshold", {"with_": {"level": 1, "context": 1}}, "context is given by the scheduler"),
-        ("Bare", {}, "Bare doesn't say which memory types it takes"),
+        ("Bare", {}, "Bare doesn't say which memory types it takes: give the class an attribute declare"),
         ("NoCall", {"declare": {"input": "numpy"}}, "without a method __call__"),
     ],
 )
