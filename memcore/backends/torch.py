@@ -119,10 +119,11 @@ class TorchBackend(Backend):
         return None
 
     def lend(self, view: NDArray[Any], gpu_id: GpuId) -> Array:  # noqa: ARG002
-        bfloat16 = view.dtype.kind == "V" and view.dtype.name == "bfloat16"
-        plain = view.view(np.int16) if bfloat16 else view
-        if not plain.flags.writeable:
-            plain = writable_alias(plain)
+        if view.dtype.kind != "V" and view.flags.writeable:
+            return self.library.from_numpy(view)
+        # bfloat16, which from_numpy doesn't know, crosses as what it weighs.
+        bfloat16 = view.dtype.name == "bfloat16"
+        plain = writable_alias(view.view(np.int16) if bfloat16 else view)
         lent = self.library.from_numpy(plain)
         return lent.view(self.library.bfloat16) if bfloat16 else lent
 
