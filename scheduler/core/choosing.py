@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 
 from scheduler.core.accounts import DeviceAccount
-from scheduler.core.pressure import best_for_cpu, worth_it
+from scheduler.core.pressure import best_for_cpu, cpu_may_take, why_on_cpu, worth_it
 from scheduler.core.records import Group, JobRecord, Option
 from scheduler.core.state import State
 
@@ -40,6 +40,8 @@ class Chooser:
         if cls.restricted:
             for group in list(cls.restricted.values())[:RESTRICTED_LOOKED_AT]:
                 choice = self._permitted(account, group)
+                if choice is not None and cls.is_cpu and group.area > 0.0:
+                    choice = self._taken_over(choice)
                 if choice is not None:
                     return choice
         choice = self._fitting(account)
@@ -64,6 +66,13 @@ class Chooser:
                 alone = (group.alone or group.cold) and not account.cls.is_cpu
                 return group, option, alone, ""
         return None
+
+    def _taken_over(self, choice: Choice) -> Choice | None:
+        """A job of particular devices, one of them a CPU: the rules of `on_pressure` are the same for it."""
+        group, option, alone, _ = choice
+        if not cpu_may_take(self.state, group, option):
+            return None
+        return group, option, alone, why_on_cpu(self.state, group, option)
 
     def _lonely(self, account: DeviceAccount) -> Choice | None:
         """A group that needs an empty device.

@@ -14,8 +14,7 @@ TRIAL = 0.5
 
 
 def best_for_cpu(state: State, account: DeviceAccount) -> tuple[Group, Option, str] | None:
-    """The group that gains most by running on this CPU device now, with the reason in words; None if none
-    does.
+    """The group that gains most by running on this CPU device now, with the reason; None if none does.
 
     Among the families, the one whose work the CPU takes off the GPUs at the best price comes first. Under
     `earliest-finish` the job must end before the GPUs would have worked off the queue; the longest of those
@@ -38,8 +37,7 @@ def best_for_cpu(state: State, account: DeviceAccount) -> tuple[Group, Option, s
                 limit = microseconds(CAUTION * state.drain_seconds())
             if unknown:
                 # the first of a family tells how long the CPU takes, if by its declared cost that is worth
-                # the
-                # try: the others wait for that figure
+                # the try: the others wait for that figure
                 if group.family in state.exploring or option.seconds > TRIAL * state.drain_seconds():
                     continue
             else:
@@ -50,10 +48,23 @@ def best_for_cpu(state: State, account: DeviceAccount) -> tuple[Group, Option, s
                     continue
         if option.need <= free:
             best, best_gain = (group, option), gain
-    return None if best is None else (*best, _why_cpu(state, *best))
+    return None if best is None else (*best, why_on_cpu(state, *best))
 
 
-def _why_cpu(state: State, group: Group, option: Option) -> str:
+def cpu_may_take(state: State, group: Group, option: Option) -> bool:
+    """The same rules for one group that has options on GPUs."""
+    mode = state.policy.on_pressure
+    if mode is OnPressure.WAIT or mode is OnPressure.FAIL:
+        return False
+    if mode is OnPressure.CPU or _strangers_hold(state, group):
+        return True
+    if not option.measured or not _measured_on_gpu(state, group):
+        return group.family not in state.exploring and option.seconds <= TRIAL * state.drain_seconds()
+    return option.seconds <= max(CAUTION * state.drain_seconds(), group.best_seconds)
+
+
+def why_on_cpu(state: State, group: Group, option: Option) -> str:
+    """Why the CPU takes a job over from the GPUs, in words."""
     if _strangers_hold(state, group):
         return _strangers(state, group)
     if state.policy.on_pressure is OnPressure.CPU:

@@ -190,6 +190,13 @@ def test_allowed_devices_are_obeyed():
     assert "k1" not in world.running
 
 
+@pytest.mark.parametrize(("mode", "places"), [("wait", {"g0"}), ("cpu", {"g0", "c-host"})])
+def test_on_pressure_holds_for_jobs_of_particular_devices_too(mode, places):
+    world = known(gpu(0, slots=1), gpu(1, slots=1), cpu(), on_pressure=mode)
+    world.add(*jobs(2, *BOTH, allowed=frozenset({"g0", "c-host"})))
+    assert {placement.device for placement in world.running.values()} == places
+
+
 def test_resident_state_is_reserved_once_for_each_device():
     plan = on_gpu(1, resident=resident(nbytes=2))
     world = World(gpu(total=8, slots=8))
