@@ -117,11 +117,11 @@ def _host_rung(
         if state.enqueue(group):
             return Rung("more host memory", f"{said}: again, asking for {gib(raised)} of host memory", group)
         state.leave(record)
-    reason = (
-        f"{said}; {gib(raised)} of host memory are more than any host has, or it was tried "
-        f"{record.host_ooms} times"
-    )
-    return Rung("failure", reason, None)
+        ended = f"the {gib(raised)} of host memory that a retry would ask for are more than any host has"
+    else:
+        ended = f"it was tried {record.host_ooms} times"
+    last = f"; the last time: {outcome.error}" if outcome.error else ""
+    return Rung("failure", f"{said}; {ended}{last}", None)
 
 
 def placement_plans(record: JobRecord, placement: Placement) -> tuple[JobPlan, ...]:

@@ -83,8 +83,19 @@ def test_host_memory_that_runs_out_is_asked_for_more_and_then_given_up():
     world.end("k0", OutOfMemory(None, on_host=True))
     assert world.running["k0"].host_bytes >= 1.29 * first
     while "k0" in world.running:
-        world.end("k0", OutOfMemory(None, on_host=True))
+        world.end("k0", OutOfMemory(None, on_host=True, error="MemoryError: Unable to allocate 1. PiB"))
     assert world.finished["k0"].outcome is JobOutcome.FAILED
+    reason = world.finished["k0"].decision.reason
+    assert reason.endswith("it was tried 3 times; the last time: MemoryError: Unable to allocate 1. PiB")
+
+
+def test_more_host_memory_than_any_host_has_is_not_waited_for():
+    world = World(cpu(total=8, slots=2))
+    world.add(*jobs(1, on_cpu(host=5)))
+    world.end("k0", OutOfMemory(7 * GIB, on_host=True))
+    assert world.finished["k0"].outcome is JobOutcome.FAILED
+    reason = world.finished["k0"].decision.reason
+    assert reason.endswith("9.1 GiB of host memory that a retry would ask for are more than any host has")
 
 
 def test_refused_costs_no_rung_and_is_not_proposed_again_before_a_fresh_look():
