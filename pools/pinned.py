@@ -65,7 +65,8 @@ class _Pinned:
     __slots__ = ("_backend", "_block", "_gpu_id", "address", "nbytes")
 
     def __init__(self, backend: Backend, gpu_id: Any, block: HostBlock) -> None:
-        backend.pin(block.address, block.nbytes)
+        with backend.entered(gpu_id):  # else a context is made on device 0, for good
+            backend.pin(block.address, block.nbytes)
         self.address, self.nbytes = block.address, block.nbytes
         self._block = block
         self._backend = backend
@@ -74,4 +75,5 @@ class _Pinned:
     def __del__(self) -> None:
         if hasattr(self, "_block"):  # else pinning has failed
             self._backend.synchronize(self._gpu_id)
-            self._backend.unpin(self.address)
+            with self._backend.entered(self._gpu_id):
+                self._backend.unpin(self.address)

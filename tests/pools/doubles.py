@@ -1,7 +1,10 @@
 """Stand-ins for what isn't on this machine: a driver that pins pages, and streams of work."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+DEVICE = 1
 
 
 class Stream:
@@ -28,11 +31,19 @@ class PinningBackend:
         self.capacity = capacity
         self.stream = Stream()
         self.pins = 0
+        self.current = 0  # as CUDA begins
+
+    @contextmanager
+    def entered(self, device: int) -> Iterator[None]:
+        before, self.current = self.current, device
+        yield
+        self.current = before
 
     def validate_gpu_id(self, gpu_id: int) -> int:
         return gpu_id
 
     def pin(self, address: int, nbytes: int) -> None:
+        assert self.current == DEVICE, "a context is made on a device that nobody asked for"
         if sum(self.pinned.values()) + nbytes > self.capacity:
             raise MemoryError(f"no {nbytes} bytes to pin")
         pages = range(address // 4096, (address + nbytes - 1) // 4096 + 1)
@@ -44,6 +55,7 @@ class PinningBackend:
         self.pins += 1
 
     def unpin(self, address: int) -> None:
+        assert self.current == DEVICE
         del self.pinned[address]
 
     def current_stream(self, _: int) -> Stream:

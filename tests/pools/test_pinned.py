@@ -6,7 +6,7 @@ import pytest
 from memcore.errors import DeviceError
 from pools import ArrayPool, PoolSet
 from pools.pinned import PinnedStore
-from tests.pools.doubles import PinningBackend, Stream
+from tests.pools.doubles import DEVICE, PinningBackend, Stream
 
 PAGE = 4096
 SIZE = 40 * PAGE
@@ -19,7 +19,7 @@ def driver() -> PinningBackend:
 
 @pytest.fixture
 def pool(driver: PinningBackend) -> ArrayPool:
-    return ArrayPool("16MiB", store=PinnedStore(driver, 0))  # type: ignore[arg-type]
+    return ArrayPool("16MiB", store=PinnedStore(driver, DEVICE))  # type: ignore[arg-type]
 
 
 def test_pages_are_exact(pool: ArrayPool, driver: PinningBackend) -> None:
@@ -105,7 +105,7 @@ def test_a_live_alias_keeps_its_pages_pinned(pool: ArrayPool, driver: PinningBac
 
 def test_a_refusal_of_the_driver_is_out_of_memory() -> None:
     driver = PinningBackend(capacity=SIZE)
-    pool = ArrayPool("16MiB", store=PinnedStore(driver, 0))  # type: ignore[arg-type]
+    pool = ArrayPool("16MiB", store=PinnedStore(driver, DEVICE))  # type: ignore[arg-type]
     pool.lease(SIZE, "uint8").end()
     with pytest.raises(MemoryError, match="to pin"):
         pool.lease(2 * SIZE, "uint8")
