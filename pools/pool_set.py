@@ -221,8 +221,11 @@ class PoolSet:
 
     def _on(self, device: GpuId) -> list[ArrayPool]:
         """The pools that take their bytes from the device."""
-        budget = self._budgets.get(device, self._budgets[HOST])
-        return [pool for pool in self._made() if pool.budget is budget]
+        made = self._made()
+        budget = self._budgets.get(device)
+        if budget is None:  # a logical CPU takes from the host's limit; no other device has pools then
+            budget = next((pool.budget for pool in made if pool.device == device), None)
+        return [pool for pool in made if pool.budget is budget]
 
     def _frameworks(self, device: GpuId) -> list[tuple[Backend, GpuId]]:
         found = []

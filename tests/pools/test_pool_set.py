@@ -215,6 +215,14 @@ def test_what_another_thread_takes_meanwhile_is_not_given_back_negatively() -> N
     assert coordinator.reclaim([], frameworks, KIB) == 700
 
 
+def test_host_buffers_are_not_given_back_for_a_device_without_pools(pools: PoolSet) -> None:
+    with pools.pool("numpy", "cpu").acquire(KIB, "uint8"):
+        pass
+    assert pools.reclaim(7, KIB) == 0
+    assert pools.memory(7).idle == 0
+    assert pools.stats().bytes_idle == KIB
+
+
 def test_garbage_is_collected_before_buffers_are_freed(pools: PoolSet) -> None:
     pool = pools.pool("numpy", "cpu")
     cycle: list[Any] = [pool.lease(8 * KIB, "uint8")]
