@@ -218,6 +218,8 @@ class _Graph:
                     contract = step.implementation_for(memory_type).contract
                     shape, dtype = contract.output_for(shape, dtype, **given)
                     break
+                if refusal is None and not backend.installed():
+                    refusal = f"{backend.module} isn't installed; install it with: {backend.install_hint}"
                 reasons.append(refusal or f"no device for {memory_type} is available")
             else:
                 return f"nothing available can run {step.name} on {dtype} {shape}: {'; '.join(reasons)}"

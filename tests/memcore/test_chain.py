@@ -19,6 +19,7 @@ from memcore import (
     Deferred,
     DeviceInfo,
     FunctionStep,
+    backend_of,
     backend_status,
     conversion_counters,
     memory_types,
@@ -110,6 +111,14 @@ def test_devices_may_be_given_as_they_are_listed() -> None:
     assert plan_chain([step("cupy")], INFO, listed) == plan_chain([step("cupy")], INFO, BOTH)
     status = backend_status("numpy")
     assert plan_chain([step("numpy", "cupy")], INFO, status)[0].memory_types == ("numpy",)
+
+
+def test_a_library_that_is_not_installed_is_told_with_the_way_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backend_of("torch"), "installed", lambda: False)
+    with pytest.raises(ContractError, match=r"torch isn't installed; install it with: pip install"):
+        plan_chain([step("torch")], INFO, {"numpy": ["cpu"]})
 
 
 def test_what_nothing_can_run_is_named() -> None:
