@@ -317,3 +317,15 @@ def test_killed_by_others_while_several_hammer(device: VirtualDeviceMemory) -> N
             victim.communicate()
         assert device.used() == 0
         device.charge(CAPACITY).release()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_while_another_thread_charged_can_charge(tmp_path: Path) -> None:
+    memory = VirtualDeviceMemory(tmp_path / "device", 1000)
+    with memory._table.locked():
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)  # deadlocked, it would never end
+            memory.charge(1)
+            os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
