@@ -6,7 +6,7 @@ import os
 import pickle
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from distributed import get_worker
 from numpy.typing import NDArray
 
 from memcore import OutOfDeviceMemoryError, backend_of
+from memcore.registry import memory_type_names
 from pools.oom import is_oom
 from scheduler.core.events import Done, Failed, Outcome, OutOfMemory, Refused
 from scheduler.core.model import Split
@@ -111,6 +112,16 @@ def run_attempt(task: AttemptTask) -> AttemptReport:
     return AttemptReport(outcome, os.getpid(), course.times, course.steps, course.result)
 
 
+def load_frameworks(memory_types: Iterable[str]) -> None:
+    """Import what the steps need; TensorFlow last: PoCL crashes when it is loaded after it.
+
+    A memory type that a step's own module registers comes with that module, later.
+    """
+    known = set(memory_types).intersection(memory_type_names())
+    for name in sorted(known, key=lambda name: (name == "tensorflow", name)):
+        backend_of(name).version()
+
+
 def step_records(state: WorkerState, task: AttemptTask) -> tuple[StepRecord, ...]:
     """How each step of the task runs in this worker."""
     return tuple(
@@ -142,6 +153,7 @@ def _outcome(state: WorkerState, task: AttemptTask, course: _Course) -> tuple[Ou
     with state.attempt() as company:
         try:
             # Imports are no part of the job's footprint, nor of its time.
+            load_frameworks(task.memory_types)
             course.steps = step_records(state, task)
             if company.alone and state.measures(task.kind):
                 peak.start(idle_bytes=state.pools.memory("cpu").idle)
@@ -155,7 +167,9 @@ def _outcome(state: WorkerState, task: AttemptTask, course: _Course) -> tuple[Ou
             trace = traceback.format_exc()
             if is_oom(error):
                 text = f"{type(error).__name__}: {error}"
-                return OutOfMemory(on_host=not (state.on_gpu and _of_device(error)), error=text), trace
+                on_host = not (state.on_gpu and _of_device(error))
+                reached = None if on_host else state.reached_on_device()
+                return OutOfMemory(peak_bytes=reached, on_host=on_host, error=text), trace
             return Failed(str(error) or type(error).__name__, key=_failure_key(error)), trace
         peak.stop()
         measured = peak.nbytes if company.alone else None

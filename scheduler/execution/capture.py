@@ -45,7 +45,7 @@ class AttemptLog:
         """Append `text`, and on the first call the attempt's header line before it."""
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a", encoding="utf-8", buffering=1)
+            self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
             self._file.write(f"--- {self._header}\n")
         return self._file.write(text)
 

@@ -18,13 +18,15 @@ from scheduler.execution.environment import thread_environment, worker_environme
 LOOPBACK = "127.0.0.1"
 
 
-def resource_label(device: Device) -> str:
-    """The Dask resource that only workers of `device` have.
+def resource_labels(device: Device) -> tuple[str, ...]:
+    """The Dask resources of a device's worker processes, one for each.
 
     A label survives a worker's restart; a pin to the worker's address would leave the task waiting
-    for an address that never comes back.
+    for an address that never comes back. Each process has a label of its own: with one for all of them
+    a task could wait behind another in a process that dies, and be blamed with it.
     """
-    return f"stackyard-{device.uuid}"
+    processes = device.slots if device.kind is DeviceKind.CPU else 1
+    return tuple(f"stackyard-{device.uuid}-{number}" for number in range(processes))
 
 
 def worker_specification(
@@ -40,14 +42,14 @@ def worker_specification(
         Bytes of host memory at which a worker process is ended before the kernel ends something else.
     """
     processes = [
-        (device, f"{device.name}-{number}" if device.kind is DeviceKind.CPU else device.name)
+        (device, f"{device.name}-{number}" if device.kind is DeviceKind.CPU else device.name, label)
         for device in devices
-        for number in range(device.slots if device.kind is DeviceKind.CPU else 1)
+        for number, label in enumerate(resource_labels(device))
     ]
     virtual_devices = sum(device.kind is DeviceKind.VIRTUAL for device in devices)
     threads = max(1, cores // max(1, len(processes)))
     specification = {}
-    for device, name in processes:
+    for device, name, label in processes:
         # What is admitted beyond the slots reads or writes while the others compute.
         at_once = 1 if device.kind is DeviceKind.CPU else device.window
         specification[name] = {
@@ -58,7 +60,7 @@ def worker_specification(
                 "dashboard": False,
                 "silence_logs": logging.ERROR,
                 "memory_limit": memory_limit,
-                "resources": {resource_label(device): at_once},
+                "resources": {label: at_once},
                 "env": worker_environment(device, threads=threads, virtual_devices=virtual_devices),
             },
         }

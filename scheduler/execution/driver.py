@@ -46,6 +46,7 @@ STOP_GRACE_S = 10.0
 WORKERS_S = 5.0
 # A nanny tries once to bring its process back and then gives up; on a busy machine that once takes its time.
 ABSENCE_S = 60.0
+SILENCE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +159,17 @@ class Driver:
             self._feed(item)
 
     def _probe(self, quit_probing: threading.Event) -> None:
+        answered = time.monotonic()
         while not quit_probing.is_set():
             try:
                 for snapshot in self._take_snapshots():
                     self._inbox.put(SnapshotTaken(time.monotonic(), snapshot))
+                answered = time.monotonic()
             except Exception as error:  # noqa: BLE001  raised again in the run's own thread
-                self._inbox.put(error)
-                return
+                # A full /dev/shm or a busy table may be over in a moment; until then the last snapshots hold.
+                if time.monotonic() - answered > SILENCE_S:
+                    self._inbox.put(error)
+                    return
             quit_probing.wait(SNAPSHOT_S)
 
     def _feed(self, event: Event) -> None:

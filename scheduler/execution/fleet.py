@@ -1,7 +1,9 @@
 """The worker processes of a run's devices, as Dask knows them."""
 
+import contextlib
 import pickle
 import secrets
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +11,7 @@ from distributed import Client, Future
 
 from scheduler.core.model import Device
 from scheduler.execution.attempt import AttemptReport, AttemptTask, run_and_tell
-from scheduler.execution.cluster import resource_label
+from scheduler.execution.cluster import resource_labels
 from scheduler.execution.worker import reclaim_here
 
 
@@ -22,23 +24,36 @@ class Fleet:
     def __init__(self, client: Client, devices: Mapping[str, Device]) -> None:
         self.client = client
         self.devices = devices
-        self._labels = {uuid: resource_label(device) for uuid, device in devices.items()}
+        # Attempts in flight by label: the next one goes where there are fewest.
+        self._loads = {uuid: dict.fromkeys(resource_labels(device), 0) for uuid, device in devices.items()}
+        self._lock = threading.Lock()
         self._restarted: set[str] = set()
         self._reports: dict[tuple[str, int], AttemptReport] = {}
         self._topic = f"stackyard-reports-{secrets.token_hex(4)}"
         client.subscribe_topic(self._topic, self._told)
 
     def submit(self, function: Callable[..., Any], *arguments: Any, device: str, key: str) -> Future:
-        """Run `function` on any worker process of `device`, once."""
-        return self.client.submit(
-            function, *arguments, key=key, resources={self._labels[device]: 1}, pure=False, retries=0
+        """Run `function` once, on the worker process of `device` that has the least to do."""
+        loads = self._loads[device]
+        with self._lock:
+            label = min(loads, key=loads.__getitem__)
+            loads[label] += 1
+
+        def unload(_: Future) -> None:
+            with self._lock:
+                loads[label] -= 1
+
+        future = self.client.submit(
+            function, *arguments, key=key, resources={label: 1}, pure=False, retries=0
         )
+        future.add_done_callback(unload)
+        return future
 
     def addresses(self, device: str) -> list[str]:
         """The addresses of the device's worker processes that are there now."""
         workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        label = self._labels[device]
-        return [address for address, worker in workers.items() if label in worker["resources"]]
+        labels = self._loads[device].keys()
+        return [address for address, worker in workers.items() if labels & worker["resources"].keys()]
 
     def submit_attempt(self, task: AttemptTask, *, device: str) -> Future:
         """Run an attempt; when the future is done, `take_report` has what the worker said."""
@@ -57,9 +72,7 @@ class Fleet:
         """The devices with slots, by uuid, that have no worker process now."""
         workers = self.client.scheduler_info(n_workers=-1)["workers"]
         present = {label for worker in workers.values() for label in worker["resources"]}
-        return {
-            uuid for uuid, each in self.devices.items() if each.slots and self._labels[uuid] not in present
-        }
+        return {uuid for uuid, loads in self._loads.items() if loads and not loads.keys() & present}
 
     def reclaim(self, device: str, nbytes: int) -> None:
         """Have every worker process of the device give back idle memory; doesn't wait for it."""
@@ -73,7 +86,15 @@ class Fleet:
         for address, keys in self.client.processing().items():
             if future.key in keys:
                 self._restarted.add(address)
-                self.client.restart_workers([address], raise_for_error=False)
+                # It takes seconds, which nobody else should have to wait.
+                threading.Thread(
+                    target=self._restart, args=(address,), name="stackyard-restart", daemon=True
+                ).start()
+
+    def _restart(self, address: str) -> None:
+        # The run may be over, and its cluster closed, before the new process is there.
+        with contextlib.suppress(OSError):
+            self.client.restart_workers([address], raise_for_error=False)
 
     def died_by_itself(self, address: str) -> bool:
         """False for a worker that `restart_worker_of` has ended: what else ran there is not to blame."""

@@ -83,8 +83,7 @@ def carry_out(
         kinds = {device.kind for device in discovery.devices if device.slots}
         usable = {kind: installed(names, kind) for kind in kinds}
         plans = plans_by_form(prepared, usable)
-        estimates = load_estimates(default_estimates_path())
-        return _Run(prepared, discovery, make_record(), overwrite).carry_out(plans, usable, estimates, stop)
+        return _Run(prepared, discovery, make_record(), overwrite).carry_out(plans, usable, stop)
     finally:
         discovery.close()
 
@@ -112,7 +111,6 @@ class _Run:
         self,
         plans: dict[Form, tuple[JobPlan, ...]],
         usable: Usable,
-        estimates: Estimates,
         stop: threading.Event | None,
     ) -> RunSummary:
         """Start the cluster, run every job, and sum up."""
@@ -122,7 +120,7 @@ class _Run:
             reproducible=memory.reproducible,
             max_failures=self.config.jobs.max_failures,
         )
-        dispatcher = Dispatcher(policy, self.devices, estimates)
+        dispatcher = Dispatcher(policy, self.devices, self._learned())
         host = next(device for device in self.devices if device.kind is DeviceKind.CPU)
         settings = WorkerSettings(
             self.run_id, str(self.run_dir), self.devices, virtual_tag=virtual_tag(self.config, self.run_id)
@@ -150,9 +148,23 @@ class _Run:
             raise
         finally:
             remove_partials({job.output.parent for job in self.prepared.jobs}, read_worker_pids(self.run_dir))
+            self._keep(dispatcher.estimates)
             summary = self.record.end(state, dispatcher.device_view(), interrupted=state == "interrupted")
-        save_estimates(dispatcher.estimates, default_estimates_path())
         return summary
+
+    def _learned(self) -> Estimates:
+        """What earlier runs have learned; a file that can't be read costs a remark, not the run."""
+        try:
+            return load_estimates(default_estimates_path())
+        except (OSError, RuntimeError, ValueError) as error:
+            self.record.remark(f"starts without what earlier runs have learned: {error}")
+            return Estimates()
+
+    def _keep(self, estimates: Estimates) -> None:
+        try:
+            save_estimates(estimates, default_estimates_path())
+        except (OSError, RuntimeError) as error:  # no home, no room, no permission
+            self.record.remark(f"what was learned isn't kept for later runs: {error}")
 
     def _task(self, placement: Placement) -> AttemptTask:
         job = self.jobs[placement.job_id]

@@ -14,7 +14,7 @@ import psutil
 from distributed import Worker, WorkerPlugin
 
 from memcore.memory_type import GpuId
-from pools import PoolSet
+from pools import PoolSet, PressureWatcher
 from scheduler.core.model import Device, DeviceKind
 from scheduler.execution.capture import redirect_worker_output
 from scheduler.execution.environment import DEVICE_VARIABLE
@@ -29,6 +29,7 @@ from scheduler.steps.resolve import ResolvedStep, StepSpec
 WORKER_PIDS = "worker-pids"
 MEASURED_ATTEMPTS = 2
 REPORT_S = 0.1
+HOST_HEADROOM = 512 << 20
 # Resident memory is never quite still: by less than this it isn't reported anew.
 NOTICEABLE_BYTES = 1 << 20
 
@@ -101,6 +102,7 @@ class WorkerState:
         self._closing = threading.Event()
         self._reporter = threading.Thread(target=self._keep_reporting, name="stackyard-memory", daemon=True)
         self._reporter.start()
+        self._watcher = PressureWatcher(self.pools, self._headroom(), {0: self._free_on_device})
 
     @property
     def on_gpu(self) -> bool:
@@ -114,6 +116,18 @@ class WorkerState:
         virtual = self.device.kind is DeviceKind.VIRTUAL
         stand_in = self.settings.virtual.index(self.device) if virtual else 0
         return {0: self.device.total_bytes, stand_in: self.device.total_bytes}
+
+    def _headroom(self) -> dict[GpuId, int]:
+        """Bytes that idle arrays of ours make room for when somebody else takes them."""
+        rooms: dict[GpuId, int] = {"cpu": HOST_HEADROOM}
+        if self.device.kind is DeviceKind.CUDA:
+            rooms[0] = self.device.headroom_bytes
+        return rooms
+
+    def _free_on_device(self) -> int | None:
+        with self._accounting:  # a probe serves one thread at a time
+            reading = self.read(self.device.uuid)
+        return None if reading.used_bytes is None else reading.total_bytes - reading.used_bytes
 
     def gpu_id(self, memory_type: str) -> GpuId:
         """Where this worker's arrays of a memory type live.
@@ -202,6 +216,11 @@ class WorkerState:
             found[self.device.uuid] = (charged, 0)
         return found
 
+    def reached_on_device(self) -> int:
+        """Bytes that this process holds on its device, while a failed attempt's arrays are still there."""
+        held, _ = self.held()[self.device.uuid]
+        return held
+
     def read(self, uuid: str) -> Reading:
         """A device's memory now, as this process's probes see it."""
         return self._probes[uuid].read(uuid)
@@ -233,6 +252,7 @@ class WorkerState:
 
     def close(self) -> None:
         """Tear the steps down and give the pools back."""
+        self._watcher.stop()
         self._closing.set()
         self._reporter.join()
         for step in self._steps.values():

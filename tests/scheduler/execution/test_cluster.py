@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from scheduler.core.model import Device, DeviceKind
-from scheduler.execution.cluster import local_cluster, resource_label, worker_specification
+from scheduler.execution.cluster import local_cluster, resource_labels, worker_specification
 from scheduler.execution.environment import worker_environment
 
 GIB = 1 << 30
@@ -65,7 +65,7 @@ def test_processes_have_their_environment_and_listen_on_loopback_only(
     with local_cluster((VIRTUAL[0], CPU), host_limit=2 * GIB) as client:
         found = {
             device.name: client.submit(
-                seen_by_worker, resources={resource_label(device): 1}, pure=False
+                seen_by_worker, resources={resource_labels(device)[0]: 1}, pure=False
             ).result()
             for device in (VIRTUAL[0], CPU)
         }

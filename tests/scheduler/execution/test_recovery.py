@@ -18,8 +18,8 @@ MakeConfig = Callable[..., RunConfig]
 
 
 @pytest.fixture
-def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scheduler.execution.devices.usable_cores", lambda: 1)
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.execution.devices.usable_cores", lambda: 2)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def outcomes(summary: RunSummary, job: str) -> list[str]:
     return journal.outcomes(job)
 
 
-@pytest.mark.usefixtures("one_core")
+@pytest.mark.usefixtures("two_cores")
 @pytest.mark.parametrize(
     "end", ["os.kill(os.getpid(), 9)", "ctypes.string_at(0)"], ids=["kill -9", "segfault"]
 )
@@ -67,6 +67,8 @@ def test_one_poison_takes_no_innocent_with_it(
     assert failure.job == "name-n03"
     assert "set aside" in failure.reason
     assert outcomes(summary, "name-n03") == ["worker_died", "worker_died"]
+    innocents = [f"name-n{number:02}" for number in range(30) if number != 3]
+    assert {job for job in innocents if outcomes(summary, job) != ["done"]} == set()
     written = {path.name: int(tifffile.imread(path).max()) for path in (tmp_path / "out").glob("*.tif")}
     assert written == {f"n{number:02}.ome.tif": number for number in range(30) if number != 3}
 

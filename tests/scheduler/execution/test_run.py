@@ -240,3 +240,19 @@ def test_a_finished_attempt_needs_nothing_more_of_its_worker(
 
     monkeypatch.setattr("distributed.Future.result", gone)
     assert run(make_config()).done == 4
+
+
+@pytest.mark.parametrize("damage", ["no home for it", "not JSON"])
+def test_what_was_learned_is_a_help_and_no_condition(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    cache = tmp_path / "cache"
+    if damage == "not JSON":
+        (cache / "stackyard").mkdir(parents=True)
+        (cache / "stackyard" / "estimates.json").write_text("{")
+    else:
+        cache.write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    summary = run(make_config())
+    assert (summary.done, summary.exit_status) == (4, 0)
+    assert any("learned" in remark for remark in summary.remarks)
