@@ -205,9 +205,7 @@ class Endings:
             return
         record.strikes += 1
         if record.strikes >= STRIKES:
-            reason = (
-                f"set aside: {where}, and it was the {record.strikes}. time that this happened under the job"
-            )
+            reason = f"set aside: {where}, which has now happened {record.strikes} times under this job"
             self.finish(record, JobOutcome.SET_ASIDE, reason, Verdict.SET_ASIDE)
             return
         self.enqueue(suspect(self._state, record))

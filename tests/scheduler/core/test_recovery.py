@@ -156,6 +156,7 @@ def test_one_poison_job_beside_fifty_innocent_ones_loses_none_of_them():
             world.end(min(world.running))
     assert deaths == 2
     assert world.finished["poison"].outcome is JobOutcome.SET_ASIDE
+    assert world.finished["poison"].decision.reason.endswith("2 times under this job")
     assert sum(finish.outcome is JobOutcome.DONE for finish in world.finished.values()) == 51
 
 
