@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcore.backend import Backend, numpy_dtype
+from memcore.backends.cuda_address import pci_address
 from memcore.errors import DeviceError
 from memcore.host import aligned_empty, writable_alias
 from memcore.info import DeviceInfo, MemoryHeld
@@ -235,8 +236,7 @@ def _devices() -> tuple[DeviceInfo, ...]:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            address = _pci_address(properties)
-            places.append(DeviceInfo(index, "gpu", properties.name, address))
+            places.append(DeviceInfo(index, "gpu", properties.name, pci_address(index)))
     return tuple(places)
 
 
@@ -245,14 +245,6 @@ def _is_transformed(array: Array) -> bool:
     functorch = getattr(sys.modules["torch"]._C, "_functorch", None)
     check = getattr(functorch, "is_functorch_wrapped_tensor", None)
     return check is not None and bool(check(array))
-
-
-def _pci_address(properties: Any) -> str | None:
-    numbers = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
-    if None in numbers:
-        return None
-    domain, bus, device = numbers
-    return f"{domain:04x}:{bus:02x}:{device:02x}"
 
 
 def _device(gpu_id: GpuId) -> Any:

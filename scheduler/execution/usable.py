@@ -9,6 +9,7 @@ from scheduler.execution.jobs import Form, plans_by_form
 from scheduler.execution.prepare import PreparedRun
 from scheduler.execution.worker import current_worker
 from scheduler.steps.errors import StepError
+from scheduler.steps.resolve import StepSpec
 
 Usable = Mapping[DeviceKind, tuple[str, ...]]
 Plans = dict[Form, tuple[JobPlan, ...]]
@@ -34,9 +35,11 @@ def installed(memory_types: Iterable[str], kind: DeviceKind) -> tuple[str, ...]:
     return tuple(found)
 
 
-def problems_here(memory_types: Iterable[str]) -> dict[str, str]:
+def problems_here(specs: Iterable[StepSpec], memory_types: Iterable[str]) -> dict[str, str]:
     """Run in a worker: why installed memory types don't work on its device, by name; imports them."""
     worker = current_worker()
+    for spec in specs:
+        worker.step(spec)  # its module may register a memory type
     wanted = "gpu" if worker.device.kind in (DeviceKind.CUDA, DeviceKind.OPENCL) else None
     problems = {}
     for name in memory_types:
@@ -85,7 +88,7 @@ def working_plans(
                 # PoCL must be loaded before TensorFlow, and later on it may be the next best.
                 names = ["pyclesperanto", *(name for name in names if name != "pyclesperanto")]
             key = f"check-{uuid}-{'-'.join(names)}"
-            broken = fleet.submit(problems_here, names, device=uuid, key=key).result()
+            broken = fleet.submit(problems_here, prepared.specs, names, device=uuid, key=key).result()
             usable[device.kind] = tuple(name for name in usable[device.kind] if name not in broken)
             problems += broken.values()
         checked |= wanted
