@@ -159,7 +159,9 @@ class Endings:
         on_host = outcome.on_host or account.cls.is_cpu
         peak = outcome.peak_bytes
         reserved = placement.host_bytes if on_host else placement.reserve_bytes
-        if peak is None or peak >= UNDERESTIMATE * reserved:
+        # A host's MemoryError without a figure may be one absurd request: it tells nothing about other jobs.
+        told = not on_host if peak is None else peak >= UNDERESTIMATE * reserved
+        if told:
             job, raised = record.job, int(max(peak or 0, reserved) * OOM_RAISE)
             model = account.device.model
             if on_host:

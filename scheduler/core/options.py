@@ -67,7 +67,7 @@ def _option(group: Group, cls: DeviceClass, plan: JobPlan, index: int, estimates
         host_capacity = _host_capacity(group, cls)
         if host_least > host_capacity:
             return None
-        host_need = min(host_need, host_capacity)
+        host_need = min(host_need, max(host_least, _nearly(host_capacity)))
         estimate = estimates.device_bytes(family, kind, plan, cls.model)
         declared = plan.footprint.device_bytes
         least = max(
@@ -77,8 +77,8 @@ def _option(group: Group, cls: DeviceClass, plan: JobPlan, index: int, estimates
         need, least = max(estimate, group.least_need) + resident, least + resident
     if least > cls.capacity:
         return None
-    # a margin alone never makes a job impossible: then it takes the whole device
-    need = min(need, cls.capacity)
+    # a margin alone never makes a job impossible: then it takes the whole device, or nearly the whole host
+    need = min(need, max(least, _nearly(cls.capacity)) if cls.is_cpu else cls.capacity)
     measured = estimates.seconds(family, plan, cls.model)
     slots = max((account.device.slots for account in cls.accounts), default=1) or 1
     return Option(
@@ -91,6 +91,11 @@ def _option(group: Group, cls: DeviceClass, plan: JobPlan, index: int, estimates
         resident=resident,
         index=index,
     )
+
+
+def _nearly(capacity: int) -> int:
+    """What of a host can be had in practice: idle processes of ours always hold a little."""
+    return capacity - capacity // 16
 
 
 def _host_capacity(group: Group, cls: DeviceClass) -> int:

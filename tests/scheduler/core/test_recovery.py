@@ -240,3 +240,21 @@ def test_a_job_cannot_be_added_twice():
         world.tell(JobsAdded(0.0, tuple(jobs(1, on_gpu(1)))))
     with pytest.raises(ValueError, match="other plans"):
         world.tell(JobsAdded(0.0, tuple(jobs(1, on_gpu(2), start=5))))
+
+
+def test_a_host_memory_error_without_figures_teaches_nothing_about_other_jobs():
+    world = World(cpu(total=64, slots=1))
+    world.add(*jobs(3, on_cpu(host=1)))
+    before = world.running["k0"].host_bytes
+    while "k0" in world.running:
+        world.end("k0", OutOfMemory(None, on_host=True))
+    assert world.finished["k0"].outcome is JobOutcome.FAILED
+    assert world.running["k1"].host_bytes == before
+
+
+def test_a_margin_leaves_room_for_what_idle_processes_hold():
+    """A need of the whole host would wait for ever: our own processes always hold a little of it."""
+    world = World(cpu(total=8, slots=2), probed=False)
+    world.add(*jobs(1, on_cpu(host=7)))  # with the margin of a cold start more than the host has
+    world.snapshot("c-host", used=0.25, held_bytes=0.25)
+    assert 7 * GIB <= world.running["k0"].host_bytes < 8 * GIB
