@@ -179,7 +179,7 @@ class Endings:
         rung = after_oom(state, record, placement, outcome)
         if rung.group is None:
             self.finish(record, JobOutcome.FAILED, rung.reason)
-            self._count_failure("out of memory")
+            self._count_failure("out of memory", rung.reason)
             return
         self._ageing.watch(rung.group)
         self._retry(record, rung.name, rung.reason, Verdict.RETRY)
@@ -216,13 +216,13 @@ class Endings:
 
     def _failed(self, record: JobRecord, reason: str, key: str) -> None:
         self.finish(record, JobOutcome.FAILED, reason)
-        self._count_failure(key)
+        self._count_failure(key, reason)
 
-    def _count_failure(self, key: str) -> None:
+    def _count_failure(self, key: str, reason: str) -> None:
         state = self._state
         count = self._failures[key] = self._failures.get(key, 0) + 1
         if not self._succeeded and not state.stopped and 0 < state.policy.max_failures <= count:
-            state.stopped = f"{count} jobs failed alike before any succeeded: {key}"
+            state.stopped = f"{count} jobs failed alike before any succeeded, the last with: {reason}"
             self._placer.out.append(StopRun(Decision(Verdict.STOP, state.stopped)))
 
     def _back(self, record: JobRecord) -> None:

@@ -107,9 +107,24 @@ def local_cluster(devices: Sequence[Device], *, host_limit: int) -> Iterator[Cli
                 },
                 silence_logs=logging.CRITICAL,
             )
-        with cluster, Client(cluster) as client:
+        with _quiet_scheduler(), cluster, Client(cluster) as client:
             client.wait_for_workers(len(specification))
             yield client
+
+
+@contextlib.contextmanager
+def _quiet_scheduler() -> Iterator[None]:
+    """Keep Dask's word on tasks whose worker died off the screen: each is an outcome, which the run tells.
+
+    The scheduler sets its logger's level when it starts, so `silence_logs` is undone by then.
+    """
+    logger = logging.getLogger("distributed.scheduler")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

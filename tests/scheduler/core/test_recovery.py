@@ -208,7 +208,8 @@ def test_ten_equal_failures_before_any_success_stop_the_run(succeeds_first):
         assert world.running
     else:
         assert len(stops) == 1
-        assert "10 jobs failed alike before any succeeded: FileNotFoundError" in stops[0].decision.reason
+        reason = stops[0].decision.reason
+        assert reason == "10 jobs failed alike before any succeeded, the last with: no file 9"
         assert not world.running
 
 
