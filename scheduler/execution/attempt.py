@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from memcore import OutOfDeviceMemoryError, backend_of
 from memcore.registry import memory_type_names
+from pools.holder import held_by
 from pools.oom import is_oom
 from scheduler.core.events import Done, Failed, Outcome, OutOfMemory, Refused
 from scheduler.core.model import Split
@@ -185,6 +186,7 @@ def _carry_out(state: WorkerState, task: AttemptTask, course: _Course) -> None:
     with (
         state.reserved(task.job_id, device_bytes=task.device_bytes, host_bytes=task.host_bytes),
         contextlib.ExitStack() as leases,
+        held_by(task.job_id),
     ):
         began = time.monotonic()
         host_pool = state.pools.pool("numpy", "cpu")

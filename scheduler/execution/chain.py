@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from memcore import ContractError, backend_of, convert_memory, memory_type_of
 from memcore.memory_type import GpuId
+from pools.holder import current_holder, held_by
 from pools.oom import is_oom
 from scheduler.core.blocks import Shape, cut
 from scheduler.core.model import Split
@@ -129,7 +130,8 @@ def _call(step: ChainStep, array: Any, make_context: MakeContext | partial[StepC
     if implementation.takes_context:
         keywords["context"] = make_context(step)
     try:
-        return implementation(array, **keywords)
+        with held_by(current_holder()[0], step.resolved.name):
+            return implementation(array, **keywords)
     except (Exception, SystemExit) as error:
         # A step that calls sys.exit would end the worker process, and nobody could say why.
         if is_oom(error):

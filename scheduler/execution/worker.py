@@ -200,8 +200,14 @@ class WorkerState:
         The second goes for an idle process too: a failed attempt's arrays live as long as its traceback, and
         nothing would be admitted beside the last figure of a worker that waits for work.
         """
+        shown: list[tuple[str | None, str | None, int]] = []
         while not self._closing.wait(REPORT_S):
             self.report_memory()
+            leases = self.pools.leases()
+            held = [(lease.job, lease.step, lease.nbytes) for lease in leases]
+            if held != shown:
+                self._reservations.note_leases(leases)
+                shown = held
 
     def held(self) -> dict[str, tuple[int, int]]:
         """(held, reclaimable) bytes of this process, by device."""

@@ -7,6 +7,7 @@ take the same bytes.
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from pools.process import ProcessId, this_process
+from pools.stats import LeaseInfo
 from scheduler.core.model import DeviceSnapshot, ProcessMemory, gib
 from scheduler.host.reading import Reading
 from scheduler.host.table_file import TableFile, default_path, group_path
@@ -30,6 +32,10 @@ CREATE TABLE IF NOT EXISTS held (
     nbytes INTEGER NOT NULL, reclaimable INTEGER NOT NULL, run TEXT NOT NULL,
     PRIMARY KEY (device, pid, started, namespace)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lease (
+    pid INTEGER NOT NULL, started INTEGER NOT NULL, namespace INTEGER NOT NULL, what TEXT NOT NULL,
+    device TEXT NOT NULL, nbytes INTEGER NOT NULL, job TEXT NOT NULL, step TEXT NOT NULL, since REAL NOT NULL
+);
 """
 
 
@@ -60,6 +66,19 @@ class ReservationRow:
     nbytes: int
     job: str
     run: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRow:
+    """An array that a process has taken from its pools: for which job and step, and since when (epoch)."""
+
+    pid: int
+    what: str
+    device: str
+    nbytes: int
+    job: str
+    step: str
+    since: float
 
 
 class Reservations:
@@ -191,6 +210,31 @@ class Reservations:
             ).fetchall()
         return [ReservationRow(row[0], ProcessId(row[1], row[2], row[3]), *row[4:]) for row in found]
 
+    def note_leases(self, leases: Iterable[LeaseInfo]) -> None:
+        """Show what this process's pools have lent, in place of what it showed before."""
+        now = time.time()
+        process = this_process()
+        key = (process.pid, process.started, process.namespace)
+        rows = [
+            (
+                *key, f"{lease.memory_type} {lease.dtype} {lease.shape}", str(lease.device), lease.nbytes,
+                lease.job or "", lease.step or "", now - lease.age_s,
+            )
+            for lease in leases
+        ]  # fmt: skip
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM lease WHERE pid = ? AND started = ? AND namespace = ?", key)
+            connection.executemany("INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def leases(self) -> list[LeaseRow]:
+        """What the pools of the living have lent, the longest held first."""
+        with self._transaction() as connection:
+            self._reap(connection, None)
+            found = connection.execute(
+                "SELECT pid, what, device, nbytes, job, step, since FROM lease ORDER BY since"
+            ).fetchall()
+        return [LeaseRow(*row) for row in found]
+
     def close(self) -> None:
         """Close the file; this process's reservations stay until they are released or it ends."""
         with self._lock:
@@ -261,6 +305,7 @@ class Reservations:
                 gone = "pid = ? AND started = ? AND namespace = ?"
                 reaped += connection.execute(f"DELETE FROM reservation WHERE {gone}", row).rowcount
                 connection.execute(f"DELETE FROM held WHERE {gone}", row)
+                connection.execute(f"DELETE FROM lease WHERE {gone}", row)
         return reaped
 
 

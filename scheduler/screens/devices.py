@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from time import time
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -11,8 +12,8 @@ from rich.text import Text
 from memcore import BackendStatus
 from memcore.info import bytes_text
 from scheduler.core.model import Device, DeviceKind, DeviceSnapshot
-from scheduler.host.reservations import ReservationRow
-from scheduler.screens.words import printable
+from scheduler.host.reservations import LeaseRow, ReservationRow
+from scheduler.screens.words import duration_text, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +24,18 @@ class HostView:
     backends: Mapping[str, BackendStatus]
     reservations: Sequence[ReservationRow] = ()
     notes: Sequence[str] = ()
+    leases: Sequence[LeaseRow] = ()
 
 
 def draw_host(view: HostView) -> RenderableType:
-    """Devices, remarks, memory types, and who has reserved what."""
+    """Devices, remarks, memory types, who has reserved what, and who holds which arrays."""
     parts: list[RenderableType] = [_devices(view.devices), *_about(view.devices)]
     parts += [Text(printable(note), style="yellow") for note in view.notes]
     parts += [Text(), _backends(view.backends)]
     if view.reservations:
         parts += [Text(), _reservations(view.reservations)]
+    if view.leases:
+        parts += [Text(), _leases(view.leases)]
     return Group(*parts)
 
 
@@ -50,6 +54,7 @@ def host_json(view: HostView) -> dict[str, Any]:
             }
             for row in view.reservations
         ],
+        "leases": [{**asdict(lease), "age_s": time() - lease.since} for lease in view.leases],
         "notes": list(view.notes),
     }
 
@@ -113,6 +118,20 @@ def _reservations(rows: Sequence[ReservationRow]) -> Table:
             bytes_text(row.nbytes),
             str(row.process.pid),
             Text(printable(row.run), overflow="fold"),
+        )
+    return table
+
+
+def _leases(rows: Sequence[LeaseRow]) -> Table:
+    table = _table("lent", "job", "bytes", "held for", "step", "process", figures=2)
+    for row in rows:
+        table.add_row(
+            Text(printable(f"{row.what} on {row.device}")),
+            Text(printable(row.job)),
+            bytes_text(row.nbytes),
+            duration_text(max(0.0, time() - row.since)),
+            Text(printable(row.step)),
+            str(row.pid),
         )
     return table
 

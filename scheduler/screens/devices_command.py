@@ -24,12 +24,16 @@ def look_at_host() -> HostView:
     try:
         with Reservations() as reservations:
             snapshots = discovery.snapshots(reservations)
-            rows = reservations.rows()
+            rows, leases = reservations.rows(), reservations.leases()
         notes = list(discovery.problems)
         if not notes and len(discovery.devices) == 1:
             notes.append("No NVIDIA GPU is visible here: jobs run on the CPU.")
         return HostView(
-            tuple(zip(discovery.devices, snapshots, strict=True)), probe_backends(), rows, tuple(notes)
+            tuple(zip(discovery.devices, snapshots, strict=True)),
+            probe_backends(),
+            rows,
+            tuple(notes),
+            leases,
         )
     finally:
         discovery.close()

@@ -13,6 +13,7 @@ from scheduler.config import RunConfig
 from scheduler.execution.journal import Journal
 from scheduler.execution.run import run
 from scheduler.execution.status import RunStatus
+from scheduler.host.reservations import Reservations
 from scheduler.images.sources import find_stacks, read_stack
 from scheduler.steps.gaussian import gaussian
 from scheduler.steps.max_projection import max_projection
@@ -256,3 +257,18 @@ def test_what_was_learned_is_a_help_and_no_condition(
     summary = run(make_config())
     assert (summary.done, summary.exit_status) == (4, 0)
     assert any("learned" in remark for remark in summary.remarks)
+
+
+def test_while_a_job_runs_everybody_can_see_what_it_holds(gated_step: Path, make_config: MakeConfig) -> None:
+    seen: set[tuple[str, str]] = set()
+
+    def look(status: RunStatus) -> None:
+        if status.running:
+            with Reservations() as table:
+                seen.update((lease.job, lease.what) for lease in table.leases())
+        if seen:
+            gated_step.touch()
+
+    config = make_config(steps=[{"use": "gated:gated", "declare": {"input": "numpy"}}])
+    assert run(config, on_status=look).done == 4
+    assert ("well-A01_channel-1", "numpy uint16 (3, 31, 37)") in seen

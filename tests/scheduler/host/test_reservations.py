@@ -13,6 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
+from pools import ArrayPool
+from pools.holder import held_by
 from pools.virtual import VirtualDeviceMemory
 from scheduler.core.model import DeviceSnapshot, ProcessMemory
 from scheduler.host.reading import Reading
@@ -288,3 +290,41 @@ def test_eight_processes_with_kill_9_never_overcommit(tmp_path):
     finally:
         for memory in memories:
             memory.unlink()
+
+
+def test_leases_are_shown_by_job_and_step_until_the_process_shows_others(table):
+    pool = ArrayPool("1MiB")
+    with held_by("A01", "gaussian"):
+        lease = pool.lease((3, 5, 7), "uint16")
+    table.note_leases(pool.leases())
+    (shown,) = table.leases()
+    assert (shown.job, shown.step, shown.pid) == ("A01", "gaussian", os.getpid())
+    assert shown.what == "numpy uint16 (3, 5, 7)"
+    assert shown.nbytes == lease.nbytes
+    assert shown.since <= time.time()
+    lease.release()
+    table.note_leases(pool.leases())
+    assert table.leases() == []
+
+
+def test_leases_of_a_dead_process_are_gone(tmp_path):
+    path = tmp_path / "table.sqlite"
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from pools import ArrayPool\n"
+        "from scheduler.host.reservations import Reservations\n"
+        "pool = ArrayPool('1MiB')\n"
+        "lease = pool.lease((3, 5, 7), 'uint16')\n"
+        "table = Reservations(Path(sys.argv[1]))\n"
+        "table.measure('cpu', 1, 0)\n"
+        "table.note_leases(pool.leases())\n"
+        "print(len(table.leases()), flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "1\n", done.stderr
+    with Reservations(path) as table:
+        assert table.leases() == []

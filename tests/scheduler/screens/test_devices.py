@@ -12,7 +12,7 @@ from memcore import BackendStatus, DeviceInfo
 from pools.process import ProcessId
 from scheduler.core.model import Device, DeviceKind, DeviceSnapshot, ProcessMemory
 from scheduler.host.reading import Reading
-from scheduler.host.reservations import Grant, ReservationRow, Reservations
+from scheduler.host.reservations import Grant, LeaseRow, ReservationRow, Reservations
 from scheduler.screens import cli
 from scheduler.screens.backend_probe import probe_backends
 from scheduler.screens.devices import HostView, draw_host, host_json
@@ -66,6 +66,18 @@ def test_notes_backends_with_the_way_to_install_one_and_reservations():
         "reserved on job bytes process run",
         "GPU-1 A01_s1 8 GiB 4711 out/.stackyard/1",
     ]
+
+
+def test_leases_tell_who_holds_what_and_for_how_long(monkeypatch):
+    monkeypatch.setattr("scheduler.screens.devices.time", lambda: 1065.0)
+    lease = LeaseRow(4711, "numpy uint16 (3, 5, 7)", "cpu", 4096, "A01_s1", "gaussian", 1000.0)
+    view = HostView([], BACKENDS, leases=[lease])
+    assert lines_of(view)[-2:] == [
+        "lent job bytes held for step process",
+        "numpy uint16 (3, 5, 7) on cpu A01_s1 4 KiB 1 min 05 s gaussian 4711",
+    ]
+    (record,) = host_json(view)["leases"]
+    assert (record["job"], record["step"], record["age_s"]) == ("A01_s1", "gaussian", 65.0)
 
 
 def test_json_is_bytes_and_nulls():
