@@ -264,6 +264,7 @@ class WorkerState:
         for step in self._steps.values():
             step.close()
         self.pools.close()
+        self._reservations.note_leases(())
         self._reservations.close()
 
     @contextlib.contextmanager

@@ -297,7 +297,8 @@ class Reservations:
         reaped = 0
         rows = connection.execute(
             f"SELECT pid, started, namespace FROM reservation{where}"
-            f" UNION SELECT pid, started, namespace FROM held{where}",
+            f" UNION SELECT pid, started, namespace FROM held{where}"
+            " UNION SELECT pid, started, namespace FROM lease",
             (*values, *values),
         ).fetchall()
         for row in rows:

@@ -317,7 +317,6 @@ def test_leases_of_a_dead_process_are_gone(tmp_path):
         "pool = ArrayPool('1MiB')\n"
         "lease = pool.lease((3, 5, 7), 'uint16')\n"
         "table = Reservations(Path(sys.argv[1]))\n"
-        "table.measure('cpu', 1, 0)\n"
         "table.note_leases(pool.leases())\n"
         "print(len(table.leases()), flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
