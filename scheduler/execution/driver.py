@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from distributed import Client, Future
+from distributed import Future
 from distributed.scheduler import KilledWorker
 
 from scheduler.core.dispatcher import Dispatcher
@@ -85,7 +85,6 @@ class Driver:
         take_snapshots: Callable[[], Iterable[DeviceSnapshot]],
     ) -> None:
         self._fleet = fleet
-        self._client: Client = fleet.client
         self._dispatcher = dispatcher
         self._record = record
         self._make_task = make_task
