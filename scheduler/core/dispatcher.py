@@ -16,7 +16,7 @@ from scheduler.core.placing import Placer
 from scheduler.core.policy import OnPressure, Policy
 from scheduler.core.pressure import out_of_reach
 from scheduler.core.reasons import why_waiting
-from scheduler.core.records import Group, JobState
+from scheduler.core.records import Group, JobRecord, JobState
 from scheduler.core.state import State
 
 
@@ -44,6 +44,7 @@ class Dispatcher:
             events.JobAdded: self._job_added,
             events.JobsAdded: self._jobs_added,
             events.SnapshotTaken: self._snapshot_taken,
+            events.AttemptBegan: self._attempt_began,
             events.AttemptEnded: self._attempt_ended,
             events.DeviceReleased: self._device_released,
             events.WorkerJoined: self._worker_joined,
@@ -139,17 +140,28 @@ class Dispatcher:
 
     # attempts
 
-    def _attempt_ended(self, event: events.AttemptEnded) -> None:
+    def _running(
+        self, event: events.AttemptBegan | events.AttemptEnded | events.DeviceReleased
+    ) -> JobRecord | None:
+        """The job whose running attempt the event is about; None if that attempt is over."""
         record = self._state.records.get(event.job_id)
         if record is None or record.placement is None or record.attempts != event.attempt:
-            return
-        self._endings.attempt_ended(record, event.outcome)
+            return None
+        return record
+
+    def _attempt_began(self, event: events.AttemptBegan) -> None:
+        record = self._running(event)
+        if record is not None:
+            self._endings.attempt_began(record, event.now - max(0.0, event.elapsed_s))
+
+    def _attempt_ended(self, event: events.AttemptEnded) -> None:
+        record = self._running(event)
+        if record is not None:
+            self._endings.attempt_ended(record, event.outcome)
 
     def _device_released(self, event: events.DeviceReleased) -> None:
-        record = self._state.records.get(event.job_id)
-        if record is None or record.placement is None or record.attempts != event.attempt:
-            return
-        account = self._placer.vacate(record, release_host=False)
+        record = self._running(event)
+        account = self._placer.vacate(record, release_host=False) if record is not None else None
         if account is not None:
             self._endings.touch(account)
 

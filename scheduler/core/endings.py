@@ -3,7 +3,7 @@
 Learning, the ladder, strikes, equal failures, freed devices.
 """
 
-from heapq import heappop
+from heapq import heappop, heappush
 
 from scheduler.core.accounts import DeviceAccount
 from scheduler.core.ageing import Ageing
@@ -80,17 +80,27 @@ class Endings:
         record.state = JobState.FINISHED
         self._placer.out.append(FinishJob(record.job.job_id, outcome, Decision(verdict, reason)))
 
+    def attempt_began(self, record: JobRecord, began_at: float) -> None:
+        """The attempt's deadline counts from here, not from its submission.
+
+        Until then it may have waited in its worker's window behind others.
+        """
+        if record.began_at is not None:
+            return
+        record.began_at = began_at
+        timeout_s = record.job.timeout_s
+        if timeout_s is not None:
+            heappush(self._state.deadlines, (began_at + timeout_s, record.order, record.attempts, record))
+
     def stop_overdue(self, now: float) -> None:
         """Cancel attempts that have passed their `timeout_s`, and restart their workers."""
         deadlines = self._state.deadlines
         while deadlines and deadlines[0][0] < now:
             _, _, attempt, record = heappop(deadlines)
             placement = record.placement
-            if placement is None or placement.attempt != attempt:
+            if placement is None or placement.attempt != attempt or record.began_at is None:
                 continue
-            reason = (
-                f"runs for {now - record.started_at:.1f} s, and its timeout_s is {record.job.timeout_s:g}"
-            )
+            reason = f"runs for {now - record.began_at:.1f} s, and its timeout_s is {record.job.timeout_s:g}"
             decision = Decision(Verdict.CANCEL, reason)
             self._placer.out.append(
                 CancelAttempt(placement.job_id, attempt, placement.device, True, decision)

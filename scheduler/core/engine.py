@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import groupby
+from math import inf, nextafter
 from typing import Protocol
 
 from scheduler.core.events import (
+    AttemptBegan,
     AttemptEnded,
     Done,
     Event,
@@ -191,11 +193,19 @@ class Engine:
             device.residents[resident.name] = placement.resident_bytes
             device.used += placement.resident_bytes
             device.reserved += placement.resident_bytes
+        if job.job.timeout_s is not None:
+            self._watch(placement, job.job.timeout_s)
         loading = self.trace.load_fraction * seconds
         if loading > 0:
             self._later(self.now + loading, lambda: self._allocate(device, attempt))
         else:
             self._allocate(device, attempt)
+
+    def _watch(self, placement: Placement, timeout_s: float) -> None:
+        """Here an attempt begins at once; a Tick comes when it is overdue, lest nothing else happens then."""
+        began = AttemptBegan(self.now, placement.job_id, placement.attempt)
+        self._later(self.now, lambda: self._tell(began))
+        self._later(nextafter(self.now + timeout_s, inf), lambda: self._tell(Tick(self.now)))
 
     def _allocate(self, device: _Device, attempt: _Attempt) -> None:
         if attempt.over:

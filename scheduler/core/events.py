@@ -94,6 +94,20 @@ class SnapshotTaken:
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptBegan:
+    """The attempt has left its worker's window and really runs, since `elapsed_s` seconds.
+
+    Its job's `timeout_s` counts from there: an attempt that was never said to have begun has no deadline.
+    Only the first for an attempt counts, so a worker may say it as often as it likes.
+    """
+
+    now: float
+    job_id: str
+    attempt: int
+    elapsed_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptEnded:
     """An attempt came back. An attempt that isn't the job's running one is ignored."""
 
@@ -175,6 +189,7 @@ Event = (
     JobAdded
     | JobsAdded
     | SnapshotTaken
+    | AttemptBegan
     | AttemptEnded
     | DeviceReleased
     | WorkerJoined

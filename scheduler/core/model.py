@@ -177,7 +177,8 @@ class Job:
     of one kind have equal plans. `family` is the key under which peaks and durations are learned (the same
     with the shape *class*); it defaults to the kind. Jobs of one `batch` were submitted together: the
     dispatcher may order them as it likes, and only jobs of later batches can overtake them. `allowed`
-    restricts the device uuids; `prefers` names those where its input is warm.
+    restricts the device uuids; `prefers` names those where its input is warm. `timeout_s` counts from each
+    attempt's `AttemptBegan`.
     """
 
     job_id: str

@@ -1,7 +1,5 @@
 """Starting a job and giving back what it had: what that does to the accounts, and the instructions for it."""
 
-from heapq import heappush
-
 from scheduler.core.accounts import DeviceAccount, DeviceClass
 from scheduler.core.choosing import RESTRICTED_LOOKED_AT, Chooser
 from scheduler.core.instructions import Evict, Instruction, Reclaim, Start
@@ -83,7 +81,7 @@ class Placer:
         record.placement = placement
         record.on_device = True
         record.refused = ""
-        record.started_at = state.now
+        record.began_at = None
         account.running[record.job.job_id] = record
         if alone:
             account.exclusive = record.job.job_id
@@ -103,9 +101,6 @@ class Placer:
             state.running_share += record.share
             state.running_ends += record.share * record.expected_end
         state.running += 1
-        if record.job.timeout_s is not None:
-            deadline = state.now + record.job.timeout_s
-            heappush(state.deadlines, (deadline, record.order, record.attempts, record))
         account.reindex()
         self.out.append(Start(placement, decision))
 

@@ -54,7 +54,7 @@ class JobRecord:
     refused: str = ""
     tried: tuple[str, ...] = ()
     placement: Placement | None = None
-    started_at: float = 0.0
+    began_at: float | None = None
     expected_end: float = 0.0
     share: float = 0.0
     on_device: bool = False

@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from scheduler.core.dispatcher import Dispatcher
 from scheduler.core.events import (
     AdmissionHeld,
+    AttemptBegan,
     AttemptEnded,
     Cancel,
     DeviceReleased,
@@ -51,6 +52,7 @@ DEVICES = (
 BY_UUID = {device.uuid: device for device in DEVICES}
 UUIDS = st.sampled_from(sorted(BY_UUID))
 GPU = (DeviceKind.CUDA, DeviceKind.VIRTUAL)
+TIMEOUT_S = 30.0
 
 
 @st.composite
@@ -84,6 +86,8 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.jobs = 0
         self.kinds = []
         self.running = {}
+        self.began = {}
+        self.overdue = set()
         self.ended = {}
         self.log = []
         self.asked = []
@@ -115,6 +119,8 @@ class DispatcherMachine(RuleBasedStateMachine):
                 device = BY_UUID[placement.device]
                 assert device.kind in placement.plan.device_kinds
                 self.running[placement.job_id] = placement
+                self.began.pop(placement.job_id, None)
+                self.overdue.discard(placement.job_id)
             elif isinstance(instruction, FinishJob):
                 assert instruction.job_id not in self.ended, "a job ended twice"
                 assert instruction.decision.reason
@@ -122,6 +128,11 @@ class DispatcherMachine(RuleBasedStateMachine):
                 self.ended[instruction.job_id] = instruction.outcome
             elif isinstance(instruction, Retry):
                 self.running.pop(instruction.job_id, None)
+            elif isinstance(instruction, CancelAttempt) and instruction.restart_worker:
+                assert instruction.attempt == self.running[instruction.job_id].attempt
+                assert self.now - self.began[instruction.job_id] > TIMEOUT_S - 1e-6
+                assert instruction.job_id not in self.overdue, "an attempt was stopped twice"
+                self.overdue.add(instruction.job_id)
             elif isinstance(instruction, Evict):
                 self.asked.append(instruction)
             else:
@@ -145,7 +156,7 @@ class DispatcherMachine(RuleBasedStateMachine):
             family=f"family{number % 2}",
             priority=data.draw(st.integers(0, 1)),
             batch=data.draw(st.sampled_from([self.jobs // 3, self.jobs])),
-            timeout_s=data.draw(st.sampled_from([None, 30.0])),
+            timeout_s=TIMEOUT_S if self.jobs % 2 else None,
             allowed=allowed,
             prefers=data.draw(st.sampled_from([frozenset(), frozenset({"g1"})])),
         )
@@ -202,6 +213,15 @@ class DispatcherMachine(RuleBasedStateMachine):
             self.tell(AttemptEnded(self.now, "nobody", 1, Done()))
             assert len(self.running) == before
 
+    @rule(data=st.data(), elapsed_s=st.floats(0, 10), stale=st.booleans())
+    def begins(self, data, elapsed_s, stale):
+        if self.running:
+            placement = self.some_running(data)
+            event = AttemptBegan(self.forward(0.1), placement.job_id, placement.attempt + stale, elapsed_s)
+            if not stale:
+                self.began.setdefault(placement.job_id, self.now - elapsed_s)
+            self.tell(event)
+
     @rule(data=st.data())
     def leave_device(self, data):
         if self.running:
@@ -254,6 +274,12 @@ class DispatcherMachine(RuleBasedStateMachine):
     @rule(seconds=st.floats(0, 40))
     def tick(self, seconds):
         self.tell(Tick(self.forward(seconds)))
+        late = {
+            name
+            for name in self.running
+            if int(name[1:]) % 2 and self.now - self.began.get(name, self.now) > TIMEOUT_S + 1e-6
+        }
+        assert late <= self.overdue
 
     @rule(data=st.data())
     def cancel(self, data):

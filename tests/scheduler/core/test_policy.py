@@ -5,14 +5,12 @@ import pytest
 from scheduler.core.events import (
     DeviceReleased,
     Done,
-    JobAdded,
     ResidentEvicted,
     SnapshotTaken,
-    Tick,
     WorkerJoined,
     WorkerLost,
 )
-from scheduler.core.instructions import CancelAttempt, Evict, JobOutcome, Reclaim, Start
+from scheduler.core.instructions import Evict, JobOutcome, Reclaim, Start
 from scheduler.core.model import Device, DeviceSnapshot, ProcessMemory, Verdict
 from tests.scheduler.core.build import GIB, World, cpu, gpu, in_blocks, job, jobs, on_cpu, on_gpu, resident
 
@@ -342,16 +340,6 @@ def test_late_and_returning_workers_are_used():
     assert "through no fault of its own" in out[0].decision.reason
     world.tell(WorkerJoined(3.0, device))
     assert world.where("k0") == "g0"
-
-
-def test_an_overdue_attempt_is_cancelled_with_its_worker():
-    world = known(gpu())
-    world.tell(JobAdded(0.0, job("slow", *BOTH, family="k", timeout_s=30)))
-    assert world.tell(Tick(world.now + 29.0)) == []
-    (cancel,) = world.tell(Tick(world.now + 31.5))
-    assert isinstance(cancel, CancelAttempt)
-    assert cancel.restart_worker
-    assert "its timeout_s is 30" in cancel.decision.reason
 
 
 def test_the_view_adds_up():

@@ -147,12 +147,17 @@ def test_idle_resident_state_is_evicted_in_the_simulation_too():
     assert (outcome.done, outcome.lost, outcome.oom_attempts) == (4, 0, 0)
 
 
-def test_an_attempt_past_its_time_limit_fails():
+@pytest.mark.parametrize(("seconds", "done", "failed"), [(5.0, 2, 0), (5.001, 0, 2), (1000.0, 0, 2)])
+def test_an_attempt_past_its_time_limit_fails(seconds, done, failed):
+    plan = on_gpu(1, host=0)
     found = tuple(
         TraceJob(
-            job(f"j{n}", on_gpu(1), kind="k", timeout_s=5), {"torch": TruePlan(GIB, 0, 1000.0)}, 60.0 * n
+            job(f"j{n}", plan, kind="k", timeout_s=5),
+            {"torch": TruePlan(GIB, 0, seconds)},
+            arrival_s=60.0 * n,
         )
         for n in range(2)
     )
     outcome = run_dispatcher(Trace("t", (gpu(),), found))
-    assert outcome.done + outcome.failed == 2
+    assert (outcome.done, outcome.failed, outcome.lost) == (done, failed, 0)
+    assert outcome.attempts == 2
