@@ -132,7 +132,8 @@ class Dispatcher:
                 )
                 self._placer.out.append(instruction)
                 # its bytes stay reserved until the attempt has really ended
-                record.cancelled = True
+                if record.cancelled is None:
+                    record.cancelled = event.reason
                 continue
             else:
                 continue

@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 
 from scheduler.core.accounts import DeviceAccount
 from scheduler.core.ageing import Ageing
-from scheduler.core.events import Done, Outcome, OutOfMemory, Refused, TimedOut, WorkerDied
+from scheduler.core.events import Cancelled, Done, Outcome, OutOfMemory, Refused, TimedOut, WorkerDied
 from scheduler.core.instructions import CancelAttempt, FinishJob, JobOutcome, Retry, StopRun
 from scheduler.core.model import Decision, Placement, Verdict
 from scheduler.core.options import why_impossible
@@ -114,10 +114,13 @@ class Endings:
         account = self._placer.vacate(record)
         assert account is not None
         self.touch(account)
-        if record.cancelled:
-            self.finish(record, JobOutcome.CANCELLED, "cancelled", Verdict.CANCEL)
-        elif isinstance(outcome, Done):
+        if isinstance(outcome, Done):
+            # even if it was to be cancelled: its output is in place
             self._done(record, placement, account, outcome)
+        elif record.cancelled is not None:
+            self.finish(record, JobOutcome.CANCELLED, record.cancelled, Verdict.CANCEL)
+        elif isinstance(outcome, Cancelled):
+            self.finish(record, JobOutcome.CANCELLED, outcome.reason, Verdict.CANCEL)
         elif isinstance(outcome, OutOfMemory):
             self._out_of_memory(record, placement, account, outcome)
         elif isinstance(outcome, Refused):
@@ -132,7 +135,8 @@ class Endings:
     def _done(self, record: JobRecord, placement: Placement, account: DeviceAccount, outcome: Done) -> None:
         self._succeeded = True
         account.done += 1
-        self.finish(record, JobOutcome.DONE, f"done on {account.device.name}")
+        late = f", before it could be stopped ({record.cancelled})" if record.cancelled is not None else ""
+        self.finish(record, JobOutcome.DONE, f"done on {account.device.name}{late}")
         self._learn(record, placement, account, outcome)
 
     def _learn(self, record: JobRecord, placement: Placement, account: DeviceAccount, outcome: Done) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 from scheduler.core.events import (
     AttemptBegan,
     AttemptEnded,
+    Cancelled,
     Done,
     Event,
     JobsAdded,
@@ -261,7 +262,8 @@ class Engine:
         attempt = device.attempts.get(instruction.job_id)
         if attempt is not None:
             self._vacate(device, attempt)
-            ended = TimedOut(instruction.decision.reason)
+            reason = instruction.decision.reason
+            ended = TimedOut(reason) if instruction.restart_worker else Cancelled(reason)
             event = AttemptEnded(self.now, instruction.job_id, instruction.attempt, ended)
             self._later(self.now, lambda: self._tell(event))
 

@@ -66,7 +66,17 @@ class TimedOut:
     reason: str
 
 
-Outcome = Done | OutOfMemory | Failed | Refused | WorkerDied | TimedOut
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The attempt was stopped because of a `Cancel`, whose reason the job ends with.
+
+    `reason` is told only of an attempt for which the dispatcher had no `Cancel`.
+    """
+
+    reason: str = "cancelled"
+
+
+Outcome = Done | OutOfMemory | Failed | Refused | WorkerDied | TimedOut | Cancelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +188,11 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Give up one job, or all of them (None)."""
+    """Give up one job, or all of them (None).
+
+    A running attempt is asked to stop, and keeps what it has reserved until its `AttemptEnded`; a job whose
+    attempt succeeds all the same is done.
+    """
 
     now: float
     job_id: str | None = None

@@ -59,7 +59,7 @@ class JobRecord:
     share: float = 0.0
     on_device: bool = False
     claim: str | None = None
-    cancelled: bool = False
+    cancelled: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from scheduler.core.events import (
     AttemptBegan,
     AttemptEnded,
     Cancel,
+    Cancelled,
     DeviceReleased,
     Done,
     Failed,
@@ -25,7 +26,7 @@ from scheduler.core.events import (
     WorkerJoined,
     WorkerLost,
 )
-from scheduler.core.instructions import CancelAttempt, Evict, FinishJob, Retry, Start, StopRun
+from scheduler.core.instructions import CancelAttempt, Evict, FinishJob, JobOutcome, Retry, Start, StopRun
 from scheduler.core.model import (
     Device,
     DeviceKind,
@@ -88,6 +89,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.running = {}
         self.began = {}
         self.overdue = set()
+        self.cancelled = set()
         self.ended = {}
         self.log = []
         self.asked = []
@@ -126,7 +128,10 @@ class DispatcherMachine(RuleBasedStateMachine):
                 assert instruction.decision.reason
                 self.running.pop(instruction.job_id, None)
                 self.ended[instruction.job_id] = instruction.outcome
+                if instruction.job_id in self.cancelled:
+                    assert instruction.outcome in (JobOutcome.CANCELLED, JobOutcome.DONE)
             elif isinstance(instruction, Retry):
+                assert instruction.job_id not in self.cancelled, "a cancelled job was put back"
                 self.running.pop(instruction.job_id, None)
             elif isinstance(instruction, CancelAttempt) and instruction.restart_worker:
                 assert instruction.attempt == self.running[instruction.job_id].attempt
@@ -196,6 +201,7 @@ class DispatcherMachine(RuleBasedStateMachine):
                 WorkerDied(),
                 WorkerDied("retired", blame=False),
                 TimedOut("too long"),
+                Cancelled("stopped"),
             ]
         ),
     )
@@ -284,8 +290,9 @@ class DispatcherMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data):
         if self.jobs:
-            name = data.draw(st.integers(1, self.jobs))
-            self.tell(Cancel(self.forward(0.1), f"j{name}"))
+            name = f"j{data.draw(st.integers(1, self.jobs))}"
+            self.cancelled |= {name} - self.ended.keys()
+            self.tell(Cancel(self.forward(0.1), name))
 
     @invariant()
     def holds(self):

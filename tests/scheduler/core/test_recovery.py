@@ -3,8 +3,6 @@
 import pytest
 
 from scheduler.core.events import (
-    Cancel,
-    Done,
     Failed,
     JobsAdded,
     OutOfMemory,
@@ -13,7 +11,7 @@ from scheduler.core.events import (
     WorkerDied,
     WorkerLost,
 )
-from scheduler.core.instructions import CancelAttempt, JobOutcome, Retry, Start, StopRun
+from scheduler.core.instructions import JobOutcome, Retry, Start, StopRun
 from scheduler.core.model import DeviceSnapshot
 from tests.scheduler.core.build import GIB, World, cpu, gpu, in_blocks, job, jobs, on_cpu, on_gpu
 
@@ -219,19 +217,6 @@ def test_unequal_failures_do_not_stop_the_run():
     for number in range(15):
         world.end(min(world.running), Failed(f"fault {number}"))
     assert world.running
-
-
-def test_cancel_of_waiting_and_running_jobs():
-    world = World(gpu(slots=1))
-    world.measure(on_gpu(1))
-    world.add(*jobs(2, on_gpu(1)))
-    out = world.tell(Cancel(1.0, None, "the user said so"))
-    assert [type(i) for i in out] == [CancelAttempt, type(world.finished["k1"])]
-    assert world.finished["k1"].outcome is JobOutcome.CANCELLED
-    assert world.dispatcher.device_view()[0].reserved_bytes > 0, "its bytes are held until it has ended"
-    world.end("k0", Done(GIB))
-    assert world.finished["k0"].outcome is JobOutcome.CANCELLED
-    assert world.dispatcher.device_view()[0].reserved_bytes == 0
 
 
 def test_a_job_cannot_be_added_twice():
