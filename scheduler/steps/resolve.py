@@ -1,5 +1,6 @@
 """From a step's plain description to something that runs."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from typing import Any
 
 from memcore import ContractError, FunctionStep
 from memcore.contracts import implementations_of
+from scheduler.steps.context import StepContext
 from scheduler.steps.errors import StepError as StepError
 from scheduler.steps.locate import locate
 from scheduler.steps.parameters import check_parameters, nearest
@@ -30,18 +32,52 @@ class ResolvedStep:
 
     `step.implementation_for(memory_type)` gives the function and its contract; what a class's `setup` made is
     kept in it until `close`.
+
+    Attributes
+    ----------
+    given
+        Every keyword under `with`. Of a class's some go to the constructor; `parameters` are those of a call.
+    key
+        Short, and the same in every process for equal descriptions only.
     """
 
     name: str
     use: str
     step: FunctionStep
     parameters: dict[str, Any]
+    given: Mapping[str, Any] = field(default_factory=dict)
+    key: str = ""
+
+    @property
+    def keeps_state(self) -> bool:
+        """True for a class with a `setup`."""
+        call = self._class_call()
+        return call is not None and call.keeps_state
+
+    def resident_bytes(self, memory_type: str) -> int | None:
+        """The bytes that `setup` keeps for a memory type; None if the step doesn't say, 0 if it has none."""
+        call = self._class_call()
+        return call.resident_bytes(memory_type) if call is not None and call.keeps_state else 0
+
+    def set_up(self, context: StepContext) -> Callable[[], None]:
+        """Call `setup`, once for each memory type and device; gives a function that gives it up again.
+
+        Raises what `setup` raises, and leaves nothing behind then. The function is to be called once; the
+        last one calls `teardown`, as soon as no call of the step is running.
+        """
+        call = self._class_call()
+        return _nothing if call is None else call.set_up(context)
 
     def close(self) -> None:
         """Call `teardown` on what `setup` was called on; a step that is a function has nothing to close."""
-        for implementation in self.step.implementations:
-            if isinstance(implementation.function, ClassCall):
-                implementation.function.close()
+        call = self._class_call()
+        if call is not None:
+            call.close()
+
+    def _class_call(self) -> ClassCall | None:
+        # A class has one implementation, which serves all its memory types.
+        function = self.step.implementations[0].function
+        return function if isinstance(function, ClassCall) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +130,14 @@ class StepSpec:
         step = _function_step(name, found, declare, self.memory)
         for implementation in step.implementations:
             check_parameters(name, implementation.function, called)
-        _check_values(name, step, called)
-        return ResolvedStep(name, self.use, step, called)
+        resolved = ResolvedStep(name, self.use, step, called, dict(self.with_), self._key())
+        _check_values(resolved)
+        return resolved
+
+    def _key(self) -> str:
+        declared = None if self.declare is None else dict(self.declare)
+        plain = [self.use, dict(self.with_), self.memory, declared, self.search_path]
+        return hashlib.sha256(json.dumps(plain, sort_keys=True, default=_named).encode()).hexdigest()[:12]
 
 
 def resolve_step(
@@ -169,14 +211,25 @@ def _declared(name: str, declare: Mapping[str, Any], memory: tuple[str, ...] | N
     return keywords
 
 
-def _check_values(name: str, step: FunctionStep, called: Mapping[str, Any]) -> None:
+def _check_values(resolved: ResolvedStep) -> None:
     """Let the contracts look at the values: a negative sigma is found before the first image is read."""
-    for implementation in step.implementations:
+    for implementation in resolved.step.implementations:
         try:
-            implementation.contract.splittable_for(**called)
-            implementation.contract.halo_for(**called)
+            implementation.contract.splittable_for(**resolved.parameters)
+            implementation.contract.halo_for(**resolved.parameters)
         except (ValueError, TypeError) as error:
-            raise StepError(_told(name, error)) from error
+            raise StepError(_told(resolved.name, error)) from error
+    for memory_type in resolved.step.memory_types:
+        resolved.resident_bytes(memory_type)
+
+
+def _named(value: Any) -> str:
+    """A function in a declaration, by its name."""
+    return str(getattr(value, "__qualname__", value))
+
+
+def _nothing() -> None:
+    """A function has nothing to give up."""
 
 
 def _told(name: str, error: Exception) -> str:
