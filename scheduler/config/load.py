@@ -73,18 +73,27 @@ def _problem(document: Document, detail: ErrorDetails) -> ConfigProblem:
         return document.problem(f"{name}: expected {_EXPECTED[kind]}", path)
     match kind:
         case "extra_forbidden":
-            return _unknown_key(document, path)
+            return _unknown_key(document, path, among=detail["loc"][:-1])
         case "missing":
             return document.problem(f"{name}: missing", path[:-1])
-        case "literal_error" | "union_tag_invalid":
+        case "literal_error":
             return document.problem(f"{name}: expected {context.get('expected')}", path)
+        case "union_tag_not_found":
+            key = context["discriminator"].strip("'")
+            return document.problem(f"{name}.{key}: missing", path)
+        case "union_tag_invalid":
+            key = context["discriminator"].strip("'")
+            expected = " or ".join(context["expected_tags"].rsplit(", ", 1))
+            return document.problem(f"{name}.{key}: expected {expected}", (*path, key))
         case _:
             what = detail["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
             return document.problem(f"{name}: {what[:1].lower()}{what[1:]}", path)
 
 
-def _unknown_key(document: Document, path: tuple[str | int, ...]) -> ConfigProblem:
-    known = [key for key in _keys_at(path[:-1]) if key != _SET_BY_LOADING]
+def _unknown_key(
+    document: Document, path: tuple[str | int, ...], *, among: tuple[str | int, ...] = ()
+) -> ConfigProblem:
+    known = [key for key in _keys_at(among) if key != _SET_BY_LOADING]
     what = f"unknown key {_written(path)!r}{nearest(str(path[-1]), known)}"
     return document.problem(what, path, of_key=True)
 
@@ -93,6 +102,8 @@ def _in_file(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """`loc` without the names of a union's branches, which pydantic adds and no file holds."""
     tags = {"word", "list", "mapping"}
     path = tuple(part for part in loc if not (part in tags and loc[:2] == ("devices", "gpus")))
+    # A kind of cluster may have the name of a key in it: only its place tells that it is a branch.
+    path = path[:1] + path[2:] if path[:1] == ("cluster",) else path
     return tuple(part for part in path if part != "[key]")
 
 
@@ -101,10 +112,18 @@ def _written(path: tuple[str | int, ...]) -> str:
     return text.removeprefix(".") or "config"
 
 
-def _keys_at(path: tuple[str | int, ...]) -> list[str]:
+def _keys_at(loc: tuple[str | int, ...]) -> list[str]:
+    """The keys that there are at a place, given as pydantic does, with the names of a union's branches."""
     models: list[type[BaseModel]] = [RunConfig]
-    for part in path:
-        if isinstance(part, str):
+    for part in loc:
+        branch = [
+            model
+            for model in models
+            if "kind" in (fields := model.model_fields) and fields["kind"].default == part
+        ]
+        if branch and len(models) > 1:
+            models = branch
+        elif isinstance(part, str):
             models = [
                 inner
                 for model in models

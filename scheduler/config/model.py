@@ -6,10 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ByteSize,
-    ConfigDict,
     Discriminator,
     Field,
     JsonValue,
@@ -21,32 +19,15 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
+from scheduler.config.cluster import ClusterConfig, LocalCluster
+from scheduler.config.fields import ByteCount, NotNegative, Section, StrictBool, StrictInt, problem
 from scheduler.images.errors import InputError, OutputError
 from scheduler.images.layout import FILE_FIELDS
 from scheduler.images.naming import suffix_of, template_fields
 from scheduler.images.patterns import nearest, parse_pattern
 
 OnPressure = Literal["earliest-finish", "cpu", "wait", "fail"]
-StrictInt = Annotated[int, Strict()]
-NotNegative = Annotated[StrictInt, Field(ge=0)]
-StrictBool = Annotated[bool, Strict()]
-
-
-def _problem(what: str, *, at: str = "") -> PydanticCustomError:
-    """An error for a validator to raise; `at` is the key that is wrong, where the validator sees several."""
-    return PydanticCustomError("config", "{what}", {"what": what, "at": at})
-
-
-def _size(value: Any) -> Any:
-    if isinstance(value, bool | float):
-        raise _problem("expected a size such as 512MiB or 1.5GiB, or whole bytes")
-    if isinstance(value, str) and not re.fullmatch(r"\s*\d*\.?\d+\s*([kmgtp]i?)?b\s*", value, re.IGNORECASE):
-        raise _problem("expected a size such as 512MiB or 1.5GiB, or whole bytes")
-    if isinstance(value, int) and value < 0:
-        raise _problem("a size can't be negative")
-    return value
 
 
 def _size_or_share(value: Any) -> int | str:
@@ -54,7 +35,7 @@ def _size_or_share(value: Any) -> int | str:
         return _BYTE_COUNT.validate_python(value)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)
     if match is None or not 0 < float(match[1]) <= 100:
-        raise _problem("expected a share of host memory from above 0% to 100%")
+        raise problem("expected a share of host memory from above 0% to 100%")
     return f"{match[1]}%"
 
 
@@ -64,34 +45,34 @@ def _one_or_more(value: Any) -> Any:
 
 def _not_empty(value: Any) -> Any:
     if isinstance(value, list | tuple) and not value:
-        raise _problem("needs at least one entry")
+        raise problem("needs at least one entry")
     return value
 
 
 def _field_value(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _problem("expected text or a whole number; put it in quotes if it looks like something else")
+        raise problem("expected text or a whole number; put it in quotes if it looks like something else")
     return value
 
 
 def _resolved(path: Any, info: ValidationInfo) -> Any:
     """Relative paths count from the config file's folder; from the working directory where there is none."""
     if not isinstance(path, str | Path) or not str(path):
-        raise _problem("expected a path")
+        raise problem("expected a path")
     if "\0" in str(path):
-        raise _problem("a path can't hold a NUL character")
+        raise problem("a path can't hold a NUL character")
     folder = (info.context or {}).get("folder", Path.cwd())
     try:
         return (Path(folder) / Path(path).expanduser()).resolve()
     except (OSError, RuntimeError) as error:  # no such user's home, a loop of links
-        raise _problem(str(error)) from error
+        raise problem(str(error)) from error
 
 
 def _pattern(text: str) -> str:
     try:
         parse_pattern(text)
     except InputError as error:
-        raise _problem(str(error).removeprefix(f"pattern {text!r}: ")) from error
+        raise problem(str(error).removeprefix(f"pattern {text!r}: ")) from error
     return text
 
 
@@ -99,7 +80,7 @@ def _template(text: str) -> str:
     try:
         template_fields(text)
     except OutputError as error:
-        raise _problem(str(error).removeprefix(f"output name {text!r}: ")) from error
+        raise problem(str(error).removeprefix(f"output name {text!r}: ")) from error
     return text
 
 
@@ -107,11 +88,10 @@ def _format(text: str) -> str:
     try:
         suffix_of(text)
     except OutputError as error:
-        raise _problem(str(error)) from error
+        raise problem(str(error)) from error
     return text
 
 
-ByteCount = Annotated[ByteSize, BeforeValidator(_size)]
 _BYTE_COUNT: TypeAdapter[ByteSize] = TypeAdapter(ByteCount)
 # The number 1 stands for the texts "1" and "01" of a file name, the text "01" only for itself.
 FieldValue = Annotated[int | str, BeforeValidator(_field_value)]
@@ -123,21 +103,13 @@ OutputFormat = Annotated[str, AfterValidator(_format)]
 Template = Annotated[str, Field(min_length=1), AfterValidator(_template)]
 
 
-class Section(BaseModel):
-    """A section of the config: frozen, and it refuses keys that it doesn't know."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", serialize_by_alias=True, validate_by_name=True, validate_by_alias=True
-    )
-
-
 class InputConfig(Section):
     """Where the slices are and how they make stacks."""
 
     path: ConfigPath
     pattern: FilePattern
     stack_along: str = "z"
-    select: dict[str, FieldValues] = {}
+    select: dict[str, FieldValues] = Field(default_factory=dict)
 
 
 class DeclareConfig(Section):
@@ -155,7 +127,7 @@ class StepConfig(Section):
     """One step: a built-in's name, `package.module:function` or `package.module:StepClass`."""
 
     use: Annotated[str, Field(min_length=1)]
-    with_: Annotated[dict[str, JsonValue], Field(alias="with")] = {}
+    with_: dict[str, JsonValue] = Field(alias="with", default_factory=dict)
     memory: MemoryTypes | None = None
     declare: DeclareConfig | None = None
 
@@ -202,9 +174,9 @@ class DevicesConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.gpus == () and not self.cpu:
-            raise _problem("no GPUs and cpu: false leave nothing to run on", at="cpu")
+            raise problem("no GPUs and cpu: false leave nothing to run on", at="cpu")
         if isinstance(self.gpus, tuple) and len(set(self.gpus)) < len(self.gpus):
-            raise _problem("names a device twice", at="gpus")
+            raise problem("names a device twice", at="gpus")
         return self
 
 
@@ -230,12 +202,6 @@ class JobsConfig(Section):
     max_failures: Annotated[StrictInt, Field(ge=1)] = 10
 
 
-class ClusterConfig(Section):
-    """Where jobs run: `local` starts worker processes on this machine for as long as the run takes."""
-
-    kind: Literal["local"] = "local"
-
-
 class RunConfig(Section):
     """A whole run. It pickles, and `model_validate` takes what `model_dump(mode="json")` gives."""
 
@@ -245,7 +211,7 @@ class RunConfig(Section):
     devices: DevicesConfig = DevicesConfig()
     memory: MemoryConfig = MemoryConfig()
     jobs: JobsConfig = JobsConfig()
-    cluster: ClusterConfig = ClusterConfig()
+    cluster: ClusterConfig = LocalCluster()
     config_file: ConfigPath | None = None
     """The file that this was read from. Modules beside it can be named in `use`."""
 
@@ -262,5 +228,5 @@ class RunConfig(Section):
         ):
             for name in names:
                 if name not in allowed:
-                    raise _problem(f"there is no field {name!r}{nearest(name, allowed)}", at=at)
+                    raise problem(f"there is no field {name!r}{nearest(name, allowed)}", at=at)
         return self

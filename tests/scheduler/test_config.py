@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from scheduler.config import ConfigError, RunConfig, load_config
+from scheduler.config.cluster import seconds_of
 
 WHOLE = """\
 input:   {path: data/plate1, pattern: "{well}_s{site}_z{z}_c{channel}.tif", stack_along: z,
@@ -82,7 +83,16 @@ def test_defaults(write):
     assert (config.jobs.timeout_s, config.jobs.max_failures) == (3600, 10)
 
 
-@pytest.mark.parametrize("text", [WHOLE, LEAST])
+@pytest.mark.parametrize(
+    "text",
+    [
+        WHOLE,
+        LEAST,
+        LEAST + "cluster: {kind: address, address: 'tcp://head:8786'}\n",
+        LEAST + "cluster: {kind: slurm, cores: 4, memory: 4GiB, prologue: [a, b], env: {A: b}}\n",
+    ],
+    ids=["whole", "least", "address", "slurm"],
+)
 def test_round_trips_through_json_and_pickle(write, text):
     config = load_config(write(text))
     assert RunConfig.model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
@@ -167,11 +177,105 @@ def test_gpus_refused(write, written, problem):
     assert problems(write(LEAST + f"devices: {{{written}}}\n")) == [problem]
 
 
-@pytest.mark.parametrize("written", ["address", "slurm"])
-def test_only_local_clusters_so_far(write, written):
-    assert problems(write(LEAST + f"cluster: {{kind: {written}}}\n")) == [
-        "4:17: cluster.kind: expected 'local'"
-    ]
+def test_a_cluster_that_runs_already(write):
+    cluster = load_config(write(LEAST + "cluster: {kind: address, address: 'tls://head:8786'}\n")).cluster
+    assert (cluster.kind, cluster.address) == ("address", "tls://head:8786")
+
+
+def test_slurm_whole(write):
+    text = """\
+cluster:
+  kind: slurm
+  inside: true
+  nodes: 3
+  cores: 16
+  memory: 64GiB
+  gpus: 2
+  walltime: 1-06:00:00
+  drain_s: 300
+  partition: gpu
+  account: lab7
+  processes: 4
+  interface: ib0
+  driver_interface: eth1
+  encrypt: false
+  python: /opt/env/bin/python
+  env: {SCRATCH: "/scratch/$USER"}
+  prologue: |
+    module load cuda
+    ulimit -n 4096
+  directives: [--qos=long, -C a100]
+  skip_directives: [--mem]
+  driver: {partition: short, cores: 1, memory: 2GiB, walltime: 36:00:00, directives: [--qos=quick]}
+"""
+    cluster = load_config(write(LEAST + text)).cluster
+    assert cluster.model_fields_set == set(type(cluster).model_fields)
+    assert cluster.driver.model_fields_set == set(type(cluster.driver).model_fields)
+    assert (cluster.memory, cluster.drain_s) == (64 << 30, 300)
+    assert seconds_of(cluster.walltime) == 30 * 3600
+    assert seconds_of(cluster.driver.walltime) == 36 * 3600
+    assert cluster.env == {"SCRATCH": "/scratch/$USER"}
+    assert cluster.prologue == ("module load cuda", "ulimit -n 4096")
+    assert cluster.directives == ("--qos=long", "-C a100")
+
+
+def test_slurm_at_least(write):
+    cluster = load_config(write(LEAST + "cluster: {kind: slurm, cores: 2, memory: 4GiB}\n")).cluster
+    assert (cluster.nodes, cluster.gpus, cluster.walltime, cluster.encrypt) == (1, 0, "01:00:00", True)
+    assert (cluster.partition, cluster.processes, cluster.driver.walltime) == (None, None, None)
+
+
+def test_an_allocation_that_is_there_needs_no_figures(write):
+    cluster = load_config(write(LEAST + "cluster: {kind: slurm, inside: true}\n")).cluster
+    assert (cluster.cores, cluster.memory) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ("kind: slurmm", "4:17: cluster.kind: expected 'local', 'address' or 'slurm'"),
+        ("partition: gpu", "4:10: cluster.kind: missing"),
+        ("kind: local, cores: 3", "4:24: unknown key 'cluster.cores' among kind"),
+        ("kind: address", "4:10: cluster.address: missing"),
+        (
+            "kind: address, address: head",
+            "4:35: cluster.address: expected the address of a Dask scheduler, such as tcp://10.0.0.1:8786",
+        ),
+        (
+            "kind: slurm, inside: true, partion: gpu",
+            "4:38: unknown key 'cluster.partion'; did you mean 'partition'?",
+        ),
+        (
+            "kind: slurm, inside: true, driver: {corse: 1}",
+            "4:47: unknown key 'cluster.driver.corse'; did you mean 'cores'?",
+        ),
+        (
+            "kind: slurm, memory: 4GiB",
+            "4:10: cluster.cores: missing; a job for workers needs cores and memory",
+        ),
+        ("kind: slurm, inside: true, partition: a b", "4:49: cluster.partition: expected one word"),
+        (
+            "kind: slurm, inside: true, directives: [qos=long]",
+            "4:51: cluster.directives[0]: expected an option of sbatch, such as --qos=long",
+        ),
+        (
+            'kind: slurm, inside: true, directives: ["--qos=a\\nrm"]',
+            "4:51: cluster.directives[0]: expected one line of text",
+        ),
+        (
+            "kind: slurm, inside: true, drain_s: 3600",
+            "4:47: cluster.drain_s: 3600 seconds leave nothing of walltime 01:00:00",
+        ),
+    ],
+)
+def test_clusters_refused(write, written, problem):
+    assert problems(write(LEAST + f"cluster: {{{written}}}\n")) == [problem]
+
+
+@pytest.mark.parametrize("written", ["90", '"1:30"', "00:00:00", "1-00", "12:60:00", "true"])
+def test_not_wall_times(write, written):
+    (found,) = problems(write(LEAST + f"cluster: {{kind: slurm, inside: true, walltime: {written}}}\n"))
+    assert found.startswith("4:48: cluster.walltime: expected hours:minutes:seconds such as 12:00:00")
 
 
 def test_every_problem_at_once_with_its_place_and_the_nearest_key(write):
