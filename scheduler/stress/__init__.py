@@ -1,0 +1,1 @@
+"""`stackyard stress`: the real scheduler under hogs, kills and faults, its promises checked from outside."""
