@@ -9,11 +9,11 @@ from memcore import ContractError, FunctionStep, plan_chain
 from memcore.backend import nbytes_of
 from memcore.info import ArrayInfo
 from scheduler.core.blocks import Shape, largest_block
-from scheduler.core.model import GPU_KINDS, DeviceKind, Footprint, JobPlan, Split
+from scheduler.core.model import GPU_KINDS, DeviceKind, Footprint, JobPlan, Resident, Split
 from scheduler.execution.chain import chain_halo
+from scheduler.execution.residents import HOST_TYPE, chain_state
 from scheduler.steps.resolve import ResolvedStep, StepError
 
-HOST_TYPE = "numpy"
 SPLITS = (2, 4, 8, 16, 32)
 # What decoding, encoding and Python itself take beside the arrays. Without it a measured peak, which has this
 # in it, would look like hundreds of times the declared bytes of a small stack.
@@ -121,6 +121,16 @@ class _Draft:
         ]
         arrays = nbytes_of(self.shape, self.dtype) + max([*in_host, stages[-1].output_bytes])
         host_bytes = BASE_BYTES + arrays
+        kept = chain_state(
+            zip(self.steps, self.memory_types, strict=True), on_gpu=self.kind is not DeviceKind.CPU
+        )
+        if kept is not None:
+            # Resident state is the dispatcher's only where it is on a GPU. What setup keeps in host memory is
+            # reserved with each job that uses it, a CPU worker process running one at a time; so is what it
+            # keeps on a virtual GPU, which is host memory too.
+            host_bytes += kept.host_bytes
+            if self.kind is DeviceKind.VIRTUAL:
+                host_bytes += kept.device_bytes
         name = f"{self.kind}:{'+'.join(dict.fromkeys(self.memory_types))}"
         cost = sum(stage.input_bytes + stage.output_bytes for stage in stages) / (1 << 20)
         if split is not None:
@@ -139,6 +149,7 @@ class _Draft:
             split=split,
             conversions=self.conversions,
             cost=cost,
+            resident=Resident(kept.name, kept.device_bytes) if kept and kept.device_bytes else None,
         )
 
 

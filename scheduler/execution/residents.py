@@ -79,8 +79,8 @@ def chain_state(steps: Iterable[tuple[ResolvedStep, str]], *, on_gpu: bool) -> C
             device_bytes += nbytes
         else:
             host_bytes += nbytes
-    keys = " ".join(f"{step.key} {memory_type}" for step, memory_type in found.values())
     names = "+".join(f"{step.name}({memory_type})" for step, memory_type in found.values())
+    keys = " ".join(step.key for step, _ in found.values())
     return ChainState(f"{names} {hashlib.sha256(keys.encode()).hexdigest()[:8]}", device_bytes, host_bytes)
 
 

@@ -476,7 +476,8 @@ def test_close_tears_down_what_is_idle_and_the_rest_after_its_last_attempt(place
     idle, busy = place("Model", weights="idle"), place("Model", weights="busy")
     use(residents, idle)
     with residents.in_use([busy], context):
-        residents.close()
+        with residents.in_use([busy], context):
+            residents.close()
         assert module.events[-1] == ("torn down", "idle")
         assert book.used == 100
     assert module.events[-1] == ("torn down", "busy")
