@@ -130,7 +130,7 @@ def _lost(known: set[str], ended: set[str], done: set[str], evidence: Evidence) 
         entry = evidence.journal.get(name)
         if name not in ended:
             if not evidence.interrupted:
-                lost[name] = "never ended" + (" before the run was given up" if evidence.stalled else "")
+                lost[name] = f"never ended ({evidence.given_up})" if evidence.given_up else "never ended"
         elif name in evidence.missing:
             lost[name] = "is said to be done, and its result isn't there"
         elif name in done and (entry is None or entry.state != DONE):

@@ -46,8 +46,8 @@ class Evidence:
         What the steps wrote down.
     left
         Promises and charges, in words, that were still there when all jobs had ended.
-    stalled
-        Nothing ended for so long that the run was given up.
+    given_up
+        Why the run was ended before all of its jobs had; "" if it wasn't.
     """
 
     ends: dict[str, list[JobEnd]] = field(default_factory=lambda: defaultdict(list))
@@ -62,7 +62,7 @@ class Evidence:
     probe_faults: int = 0
     wall_s: float = 0.0
     interrupted: bool = False
-    stalled: bool = False
+    given_up: str = ""
 
 
 def read_journal(path: Path) -> dict[str, JournalEntry]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -138,22 +138,16 @@ def _hog(plan: HogPlan, end: Connection, held: Any, number: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        take = _taker(plan)
+        take = taker(plan)
     except Exception as error:  # noqa: BLE001  told to the parent, which names it
         end.send(f"no hog can run on {plan.uuid}: {type(error).__name__}: {error}")
         return
-    taken: list[tuple[int, Taken]] = []
     ready = False
-    for nbytes, seconds in steps_of(plan):
-        if nbytes < 0:
-            held[number] = 0
-            while taken:
-                taken.pop()[1].release()
-        elif nbytes:
-            more = take(nbytes)
-            if more is not None:
-                taken.append((nbytes, more))
-                held[number] = sum(each for each, _ in taken)
+
+    def say(nbytes: int) -> None:
+        held[number] = nbytes
+
+    for seconds in behave(steps_of(plan), take, say):
         try:
             if not ready:
                 end.send("")
@@ -164,7 +158,23 @@ def _hog(plan: HogPlan, end: Connection, held: Any, number: int) -> None:
             break
 
 
-def _taker(plan: HogPlan) -> Take:
+def behave(steps: Iterable[tuple[int, float]], take: Take, say: Callable[[int], None]) -> Iterator[float]:
+    """Carry out a hog's steps, saying what it holds at least; yields the seconds until the next one."""
+    taken: list[tuple[int, Taken]] = []
+    for nbytes, seconds in steps:
+        if nbytes < 0:
+            say(0)
+            while taken:
+                taken.pop()[1].release()
+        elif nbytes:
+            more = take(nbytes)
+            if more is not None:
+                taken.append((nbytes, more))
+                say(sum(each for each, _ in taken))
+        yield seconds
+
+
+def taker(plan: HogPlan) -> Take:
     if plan.kind is DeviceKind.VIRTUAL:
         return _charger(plan.uuid)
     # Bound to its device before a framework is imported.

@@ -7,7 +7,7 @@ import pytest
 
 from pools.virtual import VirtualDeviceMemory
 from scheduler.core.model import Device, DeviceKind
-from scheduler.stress.hogs import LEAST_PAUSE_S, HogPlan, Hogs, steps_of
+from scheduler.stress.hogs import LEAST_PAUSE_S, HogPlan, Hogs, behave, steps_of, taker
 from scheduler.stress.modes import HogMode
 from scheduler.stress.options import StressError
 
@@ -47,6 +47,22 @@ def test_the_same_seed_makes_the_same_hog():
 def test_a_steady_hog_takes_its_share_once():
     steps = list(islice(steps_of(plan(HogMode.STEADY)), 10))
     assert [nbytes for nbytes, _ in steps] == [2 * GIB] + 9 * [0]
+
+
+def test_a_hog_never_says_that_it_holds_more_than_it_does(device):
+    memory = VirtualDeviceMemory(device.uuid)
+    said: list[int] = []
+
+    def say(nbytes: int) -> None:
+        assert nbytes <= memory.used()
+        assert nbytes or not said or memory.used() == said[-1]  # it says so before it gives back
+        said.append(nbytes)
+
+    one = HogPlan(device.uuid, DeviceKind.VIRTUAL, 2 * device.total_bytes, HogMode.RANDOM, (1, 0))
+    for _ in islice(behave(steps_of(one), taker(one), say), 500):
+        assert memory.used() == (said[-1] if said else 0)
+    assert said.count(0) > 5
+    assert max(said) > 0.8 * device.total_bytes  # the device was full, and the hog went on
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_no_per_cent(text):
 
 
 def test_every_wrong_option_is_named():
-    with pytest.raises(StressError, match="--kill-workers: .*; --seed: "):
+    with pytest.raises(StressError, match=r"--kill-workers: .*; --seed: "):
         load_options(None, {"kill_workers": -1, "seed": -1})
 
 

@@ -35,6 +35,15 @@ def test_the_same_bytes_put_in_place_again(results, tmp_path):
     assert results.missing() == set()
 
 
+def test_another_file_of_the_same_time_and_size(results, tmp_path):
+    place(tmp_path / "a", "one")
+    os.utime(tmp_path / "a", ns=(1, 1))
+    results.told(tmp_path / "a")
+    place(tmp_path / "a", "two")
+    os.utime(tmp_path / "a", ns=(1, 1))
+    assert results.changed() == {tmp_path / "a"}
+
+
 def test_a_result_written_over_in_place(results, tmp_path):
     place(tmp_path / "a", "one")
     results.told(tmp_path / "a")
@@ -69,7 +78,7 @@ def test_a_result_replaced_before_its_job_was_told(results, tmp_path):
 
 def test_unfinished_files_are_nobodys_result(results, tmp_path):
     for text in ("one", "two"):
-        (tmp_path / ".a.part").unlink(missing_ok=True)
-        (tmp_path / ".a.part").write_text(text)
+        (tmp_path / ".b").write_text(text)
+        os.replace(tmp_path / ".b", tmp_path / ".a.part")
         results.look()
     assert results.replaced == set()

@@ -35,7 +35,7 @@ def test_a_new_promise_beside_a_hog_that_was_there_all_the_time():
 
 
 def test_a_hog_that_grows_after_the_promise_is_no_fault_of_ours():
-    assert looked(([row(60)], 30, 30), ([row(60)], 60, 60)) == 0
+    assert looked(([row(60)], 30, 30), ([row(60)], 60, 60), ([row(60)], 60, 60)) == 0
 
 
 def test_a_hog_that_may_have_come_after_a_new_promise_doesn_t_count():
