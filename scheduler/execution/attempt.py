@@ -1,16 +1,18 @@
 """One attempt at one job, in a worker: reserve, read, compute, write, and say how it ended."""
 
 import contextlib
+import errno
 import gc
 import os
-import pickle
+import sqlite3
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from distributed import get_worker
 from numpy.typing import NDArray
 
@@ -18,88 +20,52 @@ from memcore import OutOfDeviceMemoryError, backend_of
 from memcore.registry import memory_type_names
 from pools.holder import held_by
 from pools.oom import is_oom
-from scheduler.core.events import Done, Failed, Outcome, OutOfMemory, Refused
-from scheduler.core.model import Split
+from scheduler.core.events import Cancelled, Done, Failed, Outcome, OutOfMemory, Refused, WorkerDied
+from scheduler.core.model import DeviceKind
+from scheduler.execution.activity import Activity, CancelledAttemptError
 from scheduler.execution.capture import attempt_log
 from scheduler.execution.chain import ChainStep, run_chain, run_chain_in_blocks
+from scheduler.execution.messages import Ended, Released, tell
 from scheduler.execution.peaks import HostPeak
-from scheduler.execution.worker import RefusedError, WorkerState, current_worker
+from scheduler.execution.task import AttemptReport, AttemptTask, StepRecord
+from scheduler.execution.worker import Holding, RefusedError, WorkerState, current_worker
 from scheduler.images.outputs import write_stack
-from scheduler.images.sources import StackSource, read_stack
+from scheduler.images.sources import read_stack
+from scheduler.images.stack import StackSource
 from scheduler.steps.context import StepContext
-from scheduler.steps.resolve import StepSpec
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-@dataclass(frozen=True, slots=True)
-class OutputTarget:
-    """Where a result goes; `provenance` is what the driver knows of how it came about."""
-
-    path: str
-    format: str
-    overwrite: bool
-    provenance: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptTask:
-    """All that a worker needs for one attempt. Bytes; `memory_types` has one for each step.
-
-    Attempts of one `kind` have equal footprints.
-    """
-
-    job_id: str
-    kind: str
-    number: int
-    source: StackSource
-    steps: tuple[StepSpec, ...]
-    memory_types: tuple[str, ...]
-    device_bytes: int
-    host_bytes: int
-    output: OutputTarget
-    split: Split | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """How one step ran: part of the output's metadata and of the journal."""
-
-    step: str
-    use: str
-    parameters: Mapping[str, Any]
-    memory_type: str
-    version: str
-    device: str
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptReport:
-    """What comes back from a worker. Times in seconds; `result`: shape and dtype of what was written."""
-
-    outcome: Outcome
-    worker_pid: int
-    times: Mapping[str, float] = field(default_factory=dict)
-    steps: tuple[StepRecord, ...] = ()
-    result: tuple[tuple[int, ...], str] | None = None
-
-
-def run_and_tell(task: AttemptTask, topic: str) -> AttemptReport:
+def run_and_tell(task: AttemptTask, topic: str) -> NDArray[Any] | None:
     """`run_attempt` as a Dask task that sends its report as an event of `topic` before it ends.
 
     A result stays in its worker until somebody fetches it; where the worker dies before that, Dask runs the
-    task again by itself, although its output is in place.
+    task again by itself, although its output is in place. So only an array that was asked for is a result.
     """
-    report = run_attempt(task)
-    told = {"job": task.job_id, "attempt": task.number, "report": pickle.dumps(report)}
-    get_worker().log_event(topic, told)
-    return report
+    worker = get_worker()
+
+    def released() -> None:
+        tell(worker, topic, Released(task.job_id, task.number))
+
+    report, array = run_attempt(task, on_release=released)
+    tell(worker, topic, Ended(task.job_id, task.number, report))
+    return array
 
 
-def run_attempt(task: AttemptTask) -> AttemptReport:
-    """Carry out `task` in this worker process. A job's errors come back as outcomes, not as exceptions."""
+def run_attempt(
+    task: AttemptTask, *, on_release: Callable[[], None] = lambda: None
+) -> tuple[AttemptReport, NDArray[Any] | None]:
+    """Carry out `task` in this worker process; the second result is the array, if the task wants it back.
+
+    A job's errors come back as outcomes, not as exceptions. `on_release` is called when the attempt has left
+    the worker's GPU, before its output is written.
+    """
     state = current_worker()
+    course = _Course(on_release)
     header = f"attempt {task.number} on {state.device.name}, {time.strftime('%Y-%m-%d %H:%M:%S')}"
-    course = _Course()
-    with attempt_log(state.run_dir / "logs" / f"{task.job_id}.log", header) as log:
+    path = state.run_dir / "logs" / f"{task.job_id}.log" if state.keeps_logs else None
+    with attempt_log(path, header) as log:
         outcome, trace = _outcome(state, task, course)
         if trace:
             log.write(trace)
@@ -110,7 +76,23 @@ def run_attempt(task: AttemptTask) -> AttemptReport:
             state.report_memory()
         for lease in state.pools.end_job(task.job_id):
             log.write(f"leak: {lease}\n")
-    return AttemptReport(outcome, os.getpid(), course.times, course.steps, course.result)
+    retire = state.reason_to_retire()
+    if isinstance(outcome, Failed) and not course.disk_full:
+        broken = _why_broken(state, task)
+        if broken:
+            # What a process can't be rid of, such as an illegal address on a GPU, fails all that comes after.
+            outcome, retire = WorkerDied(f"{broken}, after: {outcome.error}"), broken
+    report = AttemptReport(
+        outcome,
+        os.getpid(),
+        course.times,
+        course.steps,
+        course.result,
+        tuple(course.on_device),
+        course.disk_full,
+        retire,
+    )
+    return report, course.array
 
 
 def load_frameworks(memory_types: Iterable[str]) -> None:
@@ -142,24 +124,38 @@ def step_records(state: WorkerState, task: AttemptTask) -> tuple[StepRecord, ...
 class _Course:
     """How far an attempt came."""
 
+    on_release: Callable[[], None]
     times: dict[str, float] = field(default_factory=dict)
     waited_s: float = 0.0
     steps: tuple[StepRecord, ...] = ()
     result: tuple[tuple[int, ...], str] | None = None
+    on_device: list[tuple[float, float]] = field(default_factory=list)
+    array: NDArray[Any] | None = None
+    disk_full: str = ""
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Note the block's seconds under `name`, without what it waited for its turn on the device."""
+        began, waited = time.monotonic(), self.waited_s
+        yield
+        self.times[name] = time.monotonic() - began - (self.waited_s - waited)
 
 
 def _outcome(state: WorkerState, task: AttemptTask, course: _Course) -> tuple[Outcome, str]:
     """Run the attempt; returns how it ended, and the text of the traceback if it didn't succeed."""
-    peak = HostPeak()
-    with state.attempt() as company:
+    host_peak = HostPeak()
+    with state.attempts.begin(task.job_id, task.number) as activity:
         try:
             # Imports are no part of the job's footprint, nor of its time.
+            activity.turn_to("loads libraries")
             load_frameworks(task.memory_types)
             course.steps = step_records(state, task)
-            if company.alone and state.measures(task.kind):
-                peak.start(idle_bytes=state.pools.memory("cpu").idle)
+            if activity.alone and state.measures(task.kind):
+                host_peak.start(idle_bytes=state.pools.memory("cpu").idle)
             began = time.monotonic()
-            _carry_out(state, task, course)
+            _carry_out(state, task, course, activity)
+        except CancelledAttemptError as error:
+            return Cancelled(str(error)), ""
         except RefusedError as error:
             # A snapshot of the host mustn't be taken for one of the device that the job was placed on.
             snapshot = error.denial.snapshot
@@ -171,60 +167,84 @@ def _outcome(state: WorkerState, task: AttemptTask, course: _Course) -> tuple[Ou
                 on_host = not (state.on_gpu and _of_device(error))
                 reached = None if on_host else state.reached_on_device()
                 return OutOfMemory(peak_bytes=reached, on_host=on_host, error=text), trace
-            return Failed(str(error) or type(error).__name__, key=_failure_key(error)), trace
-        peak.stop()
-        measured = peak.nbytes if company.alone else None
+            text = str(error) or type(error).__name__
+            course.disk_full = _no_room(error)
+            if course.disk_full:
+                return Refused(f"{course.disk_full}: {text}"), trace
+            return Failed(text, key=_failure_key(error)), trace
+        host_peak.stop()
+        alone = activity.alone
         done = Done(
-            host_peak_bytes=measured,
+            host_peak_bytes=host_peak.nbytes if alone else None,
             duration_s=time.monotonic() - began - course.waited_s,
-            attributed=measured is not None,
+            attributed=alone and host_peak.nbytes is not None,
         )
         return done, ""
 
 
-def _carry_out(state: WorkerState, task: AttemptTask, course: _Course) -> None:
+def _carry_out(state: WorkerState, task: AttemptTask, course: _Course, activity: Activity) -> None:
     with (
-        state.reserved(task.job_id, device_bytes=task.device_bytes, host_bytes=task.host_bytes),
+        state.reserved(task.job_id, device_bytes=task.device_bytes, host_bytes=task.host_bytes) as holding,
         contextlib.ExitStack() as leases,
         held_by(task.job_id),
     ):
-        began = time.monotonic()
         host_pool = state.pools.pool("numpy", "cpu")
-        with host_pool.acquire(task.source.shape, task.source.dtype, job=task.job_id) as stack:
-            read_stack(task.source, stack)
-            course.times["read_s"] = time.monotonic() - began
-            ready = time.monotonic()
-            with state.compute:
-                began = time.monotonic()
-                course.waited_s = began - ready
-                result = _compute(state, task, stack, leases)
-                course.times["compute_s"] = time.monotonic() - began
-            began = time.monotonic()
-            write_stack(
-                Path(task.output.path),
-                result,
-                format=task.output.format,
-                physical_size_um=task.source.physical_size_um,
-                channel_name=task.source.channel_name,
-                provenance={
-                    **task.output.provenance,
-                    "job": task.job_id,
-                    "steps": [asdict(record) for record in course.steps],
-                    "blocks": task.split.blocks if task.split else 1,
-                },
-                overwrite=task.output.overwrite,
-            )
-            course.times["write_s"] = time.monotonic() - began
+        shape, dtype = task.source.shape, str(task.source.dtype)
+        with host_pool.acquire(shape, dtype, job=task.job_id) as stack:
+            activity.turn_to("reads")
+            with course.timed("read_s"):
+                if isinstance(task.source, StackSource):
+                    read_stack(task.source, stack)
+                else:
+                    np.copyto(stack, task.source, casting="no")
+            with course.timed("compute_s"):
+                result = _compute(state, task, stack, leases, course, activity, holding)
+            activity.turn_to("writes")
+            with course.timed("write_s"):
+                _write(task, course, result)
+            if task.returns_array:
+                course.array = np.array(result)
             course.result = result.shape, result.dtype.name
             # The name bound by `as` is an alias too: with it the buffer would stay taken until the return.
             del result, stack
 
 
+def _write(task: AttemptTask, course: _Course, result: NDArray[Any]) -> None:
+    if task.output is None:
+        return
+    source = task.source if isinstance(task.source, StackSource) else None
+    write_stack(
+        Path(task.output.path),
+        result,
+        format=task.output.format,
+        physical_size_um=source.physical_size_um if source else None,
+        channel_name=source.channel_name if source else None,
+        provenance={
+            **task.output.provenance,
+            "job": task.job_id,
+            "steps": [asdict(record) for record in course.steps],
+            "blocks": task.split.blocks if task.split else 1,
+        },
+        overwrite=task.output.overwrite,
+    )
+
+
 def _compute(
-    state: WorkerState, task: AttemptTask, stack: NDArray[Any], leases: contextlib.ExitStack
+    state: WorkerState,
+    task: AttemptTask,
+    stack: NDArray[Any],
+    leases: contextlib.ExitStack,
+    course: _Course,
+    activity: Activity,
+    holding: Holding,
 ) -> NDArray[Any]:
     steps = [
-        ChainStep(state.step(spec), memory_type, _place(state, memory_type))
+        ChainStep(
+            state.step(spec),
+            memory_type,
+            _place(state, memory_type),
+            on_host=state.on_gpu and memory_type == "numpy",
+        )
         for spec, memory_type in zip(task.steps, task.memory_types, strict=True)
     ]
 
@@ -242,14 +262,39 @@ def _compute(
             z_start=z_start,
         )
 
-    result: NDArray[Any]
-    if task.split is None:
-        result = run_chain(stack, steps, make_context=make_context)
-    else:
-        result = run_chain_in_blocks(
-            stack, steps, task.split, make_context=make_context, make_output=make_output
-        )
-    return result
+    @contextlib.contextmanager
+    def segment(*, last: bool) -> Iterator[None]:
+        activity.turn_to("waits for its turn")
+        asked = time.monotonic()
+        with state.compute:
+            course.waited_s += time.monotonic() - asked
+            activity.turn_to("computes")
+            began = time.time()
+            yield
+            course.on_device.append((began, time.time()))
+        if last and state.on_gpu:
+            holding.release_device()
+            course.on_release()
+
+    def on_step(step: ChainStep) -> None:
+        activity.turn_to(f"computes {step.resolved.name}")
+
+    activity.turn_to("computes")
+    with state.residents.in_use(steps, make_context):
+        if task.split is None:
+            whole: NDArray[Any] = run_chain(
+                stack, steps, make_context=make_context, segment=segment, on_step=on_step
+            )
+            return whole
+        with segment(last=True):
+            return run_chain_in_blocks(
+                stack,
+                steps,
+                task.split,
+                make_context=make_context,
+                make_output=make_output,
+                on_step=on_step,
+            )
 
 
 def _place(state: WorkerState, memory_type: str) -> Any:
@@ -264,10 +309,45 @@ def _of_device(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] == "cupy"
 
 
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _no_room(error: BaseException) -> str:
+    """Which file system is full, if that is what the error is about; else ""."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            return f"no space left for {cause.filename}" if cause.filename else "no space left on a disk"
+        if isinstance(cause, sqlite3.OperationalError) and cause.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            return "no space left for the reservation table"
+    return ""
+
+
+def _why_broken(state: WorkerState, task: AttemptTask) -> str:
+    """Why this process's GPU can't be used any more, if that is so; asked with a small array after a failure."""
+    if state.device.kind is not DeviceKind.CUDA:
+        return ""
+    for memory_type in dict.fromkeys(task.memory_types):
+        if memory_type == "numpy":
+            continue
+        backend, place = backend_of(memory_type), state.gpu_id(memory_type)
+        try:
+            backend.from_host(np.zeros((1, 1, 1), np.uint8), place)
+            backend.synchronize(place)
+        except Exception as error:  # noqa: BLE001  each library has its own
+            if not is_oom(error):
+                return (
+                    f"{memory_type} can't use {state.device.name} any more: {type(error).__name__}: {error}"
+                )
+    return ""
+
+
 def _failure_key(error: BaseException) -> str:
     """What equal failures have in common: type and place of the innermost cause, not its figures."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    frames = traceback.extract_tb(error.__traceback__)
+    *_, innermost = _causes(error)
+    frames = traceback.extract_tb(innermost.__traceback__)
     place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown place"
-    return f"{type(error).__qualname__} at {place}"
+    return f"{type(innermost).__qualname__} at {place}"

@@ -34,15 +34,20 @@ class _AttemptStream(io.TextIOBase):
 
 
 class AttemptLog:
-    """One attempt's part of `logs/JOB.log`; the file appears with the first line written."""
+    """One attempt's part of `logs/JOB.log`; the file appears with the first line written.
 
-    def __init__(self, path: Path, header: str) -> None:
+    Without a path its lines go to the worker's own standard error.
+    """
+
+    def __init__(self, path: Path | None, header: str) -> None:
         self._path = path
         self._header = header
         self._file: TextIO | None = None
 
     def write(self, text: str) -> int:
         """Append `text`, and on the first call the attempt's header line before it."""
+        if self._path is None:
+            return sys.stderr.write(text)
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
@@ -56,10 +61,10 @@ class AttemptLog:
 
 
 @contextlib.contextmanager
-def attempt_log(path: Path, header: str) -> Iterator[AttemptLog]:
-    """Send what this thread prints to `path` while the block runs."""
+def attempt_log(path: Path | None, header: str) -> Iterator[AttemptLog]:
+    """Send what this thread prints to `path`, if there is one, while the block runs."""
     log = AttemptLog(path, header)
-    _attempt.log = log
+    _attempt.log = log if path is not None else None
     try:
         yield log
     finally:
@@ -81,5 +86,12 @@ def redirect_worker_output(path: Path) -> None:
     os.dup2(descriptor, 2)
     os.close(descriptor)
     faulthandler.enable(file=sys.__stderr__ or 2)
-    sys.stdout = _AttemptStream(sys.stdout)
-    sys.stderr = _AttemptStream(sys.stderr)
+    route_attempts_output()
+
+
+def route_attempts_output() -> None:
+    """Send what Python prints within an attempt to the attempt's log; everything else goes where it went."""
+    if not isinstance(sys.stdout, _AttemptStream):
+        sys.stdout = _AttemptStream(sys.stdout)
+    if not isinstance(sys.stderr, _AttemptStream):
+        sys.stderr = _AttemptStream(sys.stderr)

@@ -1,8 +1,11 @@
 """Carrying a stack through its chain of steps in one process."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,15 +45,36 @@ class ChainStep:
     resolved: ResolvedStep
     memory_type: str
     gpu_id: GpuId
+    on_host: bool = False
+    """A step for NumPy in a GPU's chain: it doesn't need the GPU."""
+
+
+class Segment(Protocol):
+    """The context of a chain's stay on its device; `last` is true for the last one."""
+
+    def __call__(self, *, last: bool) -> contextlib.AbstractContextManager[None]: ...
 
 
 def run_chain(
-    stack: Any, steps: Sequence[ChainStep], *, make_context: MakeContext | partial[StepContext]
+    stack: Any,
+    steps: Sequence[ChainStep],
+    *,
+    make_context: MakeContext | partial[StepContext],
+    segment: Segment | None = None,
+    on_step: Callable[[ChainStep], None] = lambda _: None,
 ) -> Any:
     """Pass a `[Z, Y, X]` stack through `steps`; returns the last result as a NumPy array.
 
     Between two steps the array is converted only where the plan changes its memory type. The result may be
     `stack` itself or a view of it.
+
+    Parameters
+    ----------
+    segment
+        Entered for each run of steps that need the device, with both transfers; steps on the host between
+        them run outside.
+    on_step
+        Called before each step.
 
     Raises
     ------
@@ -58,10 +82,17 @@ def run_chain(
         A step raised. Out of memory passes through as it is.
     """
     array = stack
-    for step in steps:
-        array = convert_memory(array, memory_type_of(array), step.memory_type, step.gpu_id)
-        array = _call(step, array, make_context)
-    return convert_memory(array, memory_type_of(array), "numpy", "cpu")
+    stays = [(on_host, list(some)) for on_host, some in groupby(steps, key=attrgetter("on_host"))]
+    last = max((number for number, (on_host, _) in enumerate(stays) if not on_host), default=-1)
+    for number, (on_host, some) in enumerate(stays):
+        held = contextlib.nullcontext() if on_host or segment is None else segment(last=number == last)
+        with held:
+            for step in some:
+                on_step(step)
+                array = convert_memory(array, memory_type_of(array), step.memory_type, step.gpu_id)
+                array = _call(step, array, make_context)
+            array = convert_memory(array, memory_type_of(array), "numpy", "cpu")
+    return array
 
 
 def run_chain_in_blocks(
@@ -71,6 +102,7 @@ def run_chain_in_blocks(
     *,
     make_context: MakeContext,
     make_output: Callable[[Shape, str], NDArray[Any]],
+    on_step: Callable[[ChainStep], None] = lambda _: None,
 ) -> NDArray[Any]:
     """The same result as `run_chain`, bit for bit, one block after another.
 
@@ -91,7 +123,7 @@ def run_chain_in_blocks(
     for block in cut(shape, split.axes, split.blocks, reach[1]):
         at_z = partial(make_context, z_start=block.read[0].start)
         part = np.array(stack[block.read], order="C")
-        result = run_chain(part, steps, make_context=at_z)
+        result = run_chain(part, steps, make_context=at_z, on_step=on_step)
         if result.shape != part.shape:
             raise ContractError(f"a splittable chain made {result.shape} of a block of shape {part.shape}")
         if out is None:

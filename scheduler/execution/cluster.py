@@ -16,17 +16,7 @@ from scheduler.execution.devices import usable_cores
 from scheduler.execution.environment import thread_environment, worker_environment
 
 LOOPBACK = "127.0.0.1"
-
-
-def resource_labels(device: Device) -> tuple[str, ...]:
-    """The Dask resources of a device's worker processes, one for each.
-
-    A label survives a worker's restart; a pin to the worker's address would leave the task waiting
-    for an address that never comes back. Each process has a label of its own: with one for all of them
-    a task could wait behind another in a process that dies, and be blamed with it.
-    """
-    processes = device.slots if device.kind is DeviceKind.CPU else 1
-    return tuple(f"stackyard-{device.uuid}-{number}" for number in range(processes))
+WRITERS = 4
 
 
 def worker_specification(
@@ -42,16 +32,17 @@ def worker_specification(
         Bytes of host memory at which a worker process is ended before the kernel ends something else.
     """
     processes = [
-        (device, f"{device.name}-{number}" if device.kind is DeviceKind.CPU else device.name, label)
+        (device, f"{device.name}-{number}" if device.kind is DeviceKind.CPU else device.name)
         for device in devices
-        for number, label in enumerate(resource_labels(device))
+        for number in range(device.slots if device.kind is DeviceKind.CPU else 1)
     ]
     virtual_devices = sum(device.kind is DeviceKind.VIRTUAL for device in devices)
     threads = max(1, cores // max(1, len(processes)))
     specification = {}
-    for device, name, label in processes:
-        # What is admitted beyond the slots reads or writes while the others compute.
-        at_once = 1 if device.kind is DeviceKind.CPU else device.window
+    for device, name in processes:
+        # On a GPU, what is admitted beyond the slots reads while the others compute, and what has left the GPU
+        # writes meanwhile.
+        at_once = 1 if device.kind is DeviceKind.CPU else device.window + WRITERS
         specification[name] = {
             "cls": Nanny,
             "options": {
@@ -60,7 +51,6 @@ def worker_specification(
                 "dashboard": False,
                 "silence_logs": logging.ERROR,
                 "memory_limit": memory_limit,
-                "resources": {label: at_once},
                 "env": worker_environment(device, threads=threads, virtual_devices=virtual_devices),
             },
         }

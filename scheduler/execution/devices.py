@@ -2,7 +2,7 @@
 
 import os
 
-from scheduler.config.model import RunConfig, VirtualGpus
+from scheduler.config.model import DevicesConfig, MemoryConfig, VirtualGpus
 from scheduler.host.memory import HostProbe
 from scheduler.host.probes import Discovery, discover
 
@@ -18,13 +18,13 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def virtual_tag(config: RunConfig, run_id: str) -> str:
+def virtual_tag(devices: DevicesConfig, run_id: str) -> str:
     """What the run's virtual GPUs are called: the name that it shares with other runs, or its own."""
-    named = config.devices.gpus.name if isinstance(config.devices.gpus, VirtualGpus) else None
+    named = devices.gpus.name if isinstance(devices.gpus, VirtualGpus) else None
     return named or run_id
 
 
-def open_devices(config: RunConfig, *, run_id: str, jobs: int) -> Discovery:
+def open_devices(wanted: DevicesConfig, memory: MemoryConfig, *, run_id: str, jobs: int) -> Discovery:
     """Find the devices of a run: its GPUs, then this host's CPU with a slot for each core, or job if fewer.
 
     Raises
@@ -32,15 +32,14 @@ def open_devices(config: RunConfig, *, run_id: str, jobs: int) -> Discovery:
     DevicesError
         A GPU that isn't there, or none at all where `cpu: false`.
     """
-    wanted = config.devices
     virtual = wanted.gpus.virtual if isinstance(wanted.gpus, VirtualGpus) else ()
-    host_limit = config.memory.host_limit_bytes(HostProbe().devices()[0].total_bytes)
+    host_limit = memory.host_limit_bytes(HostProbe().devices()[0].total_bytes)
     try:
         found = discover(
             wanted.gpus if not isinstance(wanted.gpus, VirtualGpus) else (),
             virtual=[int(capacity) for capacity in virtual],
-            virtual_tag=virtual_tag(config, run_id),
-            virtual_lasting=virtual_tag(config, run_id) != run_id,
+            virtual_tag=virtual_tag(wanted, run_id),
+            virtual_lasting=virtual_tag(wanted, run_id) != run_id,
             cpu_slots=max(1, min(usable_cores(), jobs)) if wanted.cpu else 0,
             headroom_bytes=0 if virtual else int(wanted.headroom),
             prefetch=1,

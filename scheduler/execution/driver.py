@@ -4,7 +4,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from distributed import Future
 from distributed.scheduler import KilledWorker
@@ -12,12 +14,17 @@ from distributed.scheduler import KilledWorker
 from scheduler.core.dispatcher import Dispatcher
 from scheduler.core.events import (
     AdmissionHeld,
+    AttemptBegan,
     AttemptEnded,
     Cancel,
+    Cancelled,
+    DeviceReleased,
+    Done,
     Event,
     Failed,
     JobsAdded,
     Outcome,
+    ResidentEvicted,
     SnapshotTaken,
     Tick,
     TimedOut,
@@ -30,31 +37,93 @@ from scheduler.core.instructions import (
     Evict,
     FinishJob,
     Instruction,
+    JobOutcome,
     Reclaim,
     Retry,
     Start,
     StopRun,
 )
-from scheduler.core.model import DeviceSnapshot, Job, Placement
-from scheduler.execution.attempt import AttemptReport, AttemptTask
-from scheduler.execution.fleet import Fleet
+from scheduler.core.model import DeviceKind, DeviceSnapshot, Job, Placement
+from scheduler.execution.fleet import AttemptKey, Fleet, WorkerProcess
+from scheduler.execution.jobs import JobRequest
+from scheduler.execution.messages import (
+    Ended,
+    Evicted,
+    Hello,
+    Leaving,
+    Left,
+    Message,
+    Pulse,
+    Readings,
+    Released,
+)
 from scheduler.execution.record import JournalRecord
+from scheduler.execution.task import AttemptReport, AttemptTask
+from scheduler.execution.watchdog import Watchdog
 
+TakeSnapshots = Callable[[], Iterable[DeviceSnapshot]]
 TICK_S = 0.25
 SNAPSHOT_S = 0.15
 STOP_GRACE_S = 10.0
-WORKERS_S = 5.0
+SILENCE_S = 30.0
+# A worker that is closed in order says so about when the scheduler drops it, and one that died never does.
+JUDGEMENT_S = 0.25
 # A nanny tries once to bring its process back and then gives up; on a busy machine that once takes its time.
 ABSENCE_S = 60.0
-SILENCE_S = 30.0
+
+
+class OnFinished(Protocol):
+    """Is told how a job ended: its last attempt's report and the result's array, where there are such."""
+
+    def __call__(
+        self,
+        job_id: str,
+        outcome: JobOutcome,
+        reason: str,
+        placement: Placement | None,
+        report: AttemptReport | None,
+        array: Any,
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class _AttemptReturned:
-    """A Dask future is done: not an event yet, since what came back may be an exception."""
+class _FutureDone:
+    """A Dask future is done: its attempt's end is told by a message, unless it never ran."""
 
+    key: AttemptKey
+    future: Future
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """The array of an attempt is here, or the error for which it isn't."""
+
+    key: AttemptKey
+    report: AttemptReport
+    array: Any
+    error: BaseException | None
+
+
+@dataclass(slots=True)
+class _Attempt:
     placement: Placement
     future: Future
+    returns_array: bool
+    cancelled_at: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterTerms:
+    """What may be expected of a cluster's workers.
+
+    `elastic`: others may come, however late, as long as `expected` says so. `drain_s`: how long one that is
+    closing ends its attempts.
+    """
+
+    elastic: bool = False
+    drain_s: float = 0.0
+    expected: Callable[[], bool] = lambda: True
 
 
 class Driver:
@@ -66,13 +135,16 @@ class Driver:
         The cluster's worker processes.
     make_task
         From a placement to what the worker needs for the attempt.
+    on_finished
+        Told how each job ended, in the driver's thread.
     take_snapshots
-        Reads every device's memory; called a few times a second in a thread of its own.
+        Reads every device's memory; called a few times a second in a thread of its own. None where the workers
+        send their readings.
 
     Notes
     -----
-    The thread in `run` alone touches the dispatcher and the record. Dask's callbacks and the probing thread
-    only append to its inbox.
+    The thread in `run` alone touches the dispatcher and the record. Every other thread only appends to its
+    inbox.
     """
 
     def __init__(
@@ -82,56 +154,112 @@ class Driver:
         record: JournalRecord,
         *,
         make_task: Callable[[Placement], AttemptTask],
-        take_snapshots: Callable[[], Iterable[DeviceSnapshot]],
+        on_finished: OnFinished,
+        take_snapshots: TakeSnapshots | None,
+        terms: ClusterTerms = ClusterTerms(),
     ) -> None:
         self._fleet = fleet
         self._dispatcher = dispatcher
         self._record = record
         self._make_task = make_task
+        self._on_finished = on_finished
         self._take_snapshots = take_snapshots
-        self._inbox: queue.SimpleQueue[Event | _AttemptReturned | BaseException] = queue.SimpleQueue()
-        self._attempts: dict[tuple[str, int], tuple[Placement, Future]] = {}
+        self._terms = terms
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._attempts: dict[AttemptKey, _Attempt] = {}
+        self._last: dict[str, tuple[Placement, AttemptReport | None, Any]] = {}
         self._unfinished: set[str] = set()
         self._cut_short: set[str] = set()
-        self._workers_at = float("-inf")
+        self._watchdog = Watchdog()
+        self._slots: dict[str, int] = {}
         self._absent_since: dict[str, float] = {}
-        self._lost: set[str] = set()
-        self._state = "running"
+        self._gone: list[WorkerProcess] = []
+        self._fetcher = ThreadPoolExecutor(2, thread_name_prefix="stackyard-fetch")
+        self._ready = threading.Event()
+        self._deadline: float | None = None
+        self._closing = False
+        self._over = False
+        self.state = "running"
 
-    def run(self, jobs: Sequence[Job], stop: threading.Event | None = None) -> str:
-        """Run `jobs` until each has an outcome, or until `stop` is set; returns the state of the run.
+    # what other threads may call
 
-        That is "done" (each job has its outcome), "interrupted" (`stop`: nothing more was started, attempts
-        that were running got ten seconds to finish) or "stopped" (so many equal failures that the rest would
-        fail too, or no worker process is left; the waiting jobs are cancelled with that reason).
+    def hear(self, message: Message) -> None:
+        """A message has come from a worker or the scheduler."""
+        self._inbox.put(message)
+
+    def add(self, jobs: Sequence[Job], unrecorded: Sequence[JobRequest] = ()) -> None:
+        """Take in more jobs; `unrecorded` are those of them that the journal doesn't have yet."""
+        self._inbox.put(lambda: self._add(jobs, unrecorded))
+
+    def cancel(self, job_id: str | None, reason: str) -> None:
+        """Give up a job, or all of them (None)."""
+        self._inbox.put(lambda: self._feed(Cancel(time.monotonic(), job_id, reason)))
+
+    def stop(self, reason: str, grace_s: float = STOP_GRACE_S) -> None:
+        """Start nothing more; what runs gets `grace_s` seconds to finish. The state is "interrupted" then."""
+        self._inbox.put(lambda: self._stop(reason, grace_s))
+
+    def finish(self) -> None:
+        """End once every job has its outcome."""
+        self._inbox.put(self._begin_closing)
+
+    def wait_for_workers(self, count: int, timeout_s: float) -> bool:
+        """Wait until so many processes have said hello."""
+        deadline = time.monotonic() + timeout_s
+        while len(self._fleet.processes) < count:
+            if self._over or not self._ready.wait(max(0.0, deadline - time.monotonic())):
+                return False
+            self._ready.clear()
+        return True
+
+    # the driver's own thread
+
+    def run(self) -> str:
+        """Run until `finish` or `stop` is called and its terms are met; returns the state of the run.
+
+        That is "done" (each job has its outcome), "interrupted" (nothing more was started) or "stopped" (so
+        many equal failures that the rest would fail too, or no worker process is left; the waiting jobs are
+        cancelled with that reason).
         """
-        self._unfinished = {job.job_id for job in jobs}
         quit_probing = threading.Event()
         prober = threading.Thread(
             target=self._probe, args=(quit_probing,), name="stackyard-probe", daemon=True
         )
         prober.start()
         try:
-            self._feed(JobsAdded(time.monotonic(), tuple(jobs)))
-            deadline = None
-            while self._unfinished:
-                if stop is not None and stop.is_set():
-                    if deadline is None:
-                        deadline = time.monotonic() + STOP_GRACE_S
-                        self._state = "stopping"
-                        self._feed(AdmissionHeld(time.monotonic(), "the run is being stopped"))
-                    if not self._attempts or time.monotonic() > deadline:
-                        self._state = "interrupted"
-                        break
+            while not self._is_over():
                 self._turn()
-                self._look_after_workers(time.monotonic())
         finally:
             quit_probing.set()
             prober.join()
-            for _, future in self._attempts.values():
-                future.cancel(force=True)
+            self._over = True
+            self._ready.set()
+            self._fetcher.shutdown(wait=False, cancel_futures=True)
+            for key in list(self._attempts):
+                self._fleet.cancel(key)
             self._attempts.clear()
-        return self._state if self._state in ("interrupted", "stopped") else "done"
+        return "done" if self.state == "running" else self.state
+
+    def _is_over(self) -> bool:
+        if self._deadline is not None:
+            if self._attempts and time.monotonic() <= self._deadline:
+                return False
+            if self._unfinished:
+                self.state = "interrupted"
+            elif self.state == "stopping":
+                self.state = "running"
+            return True
+        return self._closing and not self._unfinished
+
+    def _begin_closing(self) -> None:
+        self._closing = True
+
+    def _stop(self, reason: str, grace_s: float) -> None:
+        deadline = time.monotonic() + grace_s
+        if self._deadline is None:
+            self.state = "stopping"
+            self._feed(AdmissionHeld(time.monotonic(), reason))
+        self._deadline = min(deadline, self._deadline or deadline)
 
     def _turn(self) -> None:
         """Take in what has happened since the last turn, at most a tick ago."""
@@ -141,23 +269,55 @@ class Driver:
                 self._take(self._inbox.get_nowait())
         except queue.Empty:
             self._feed(Tick(time.monotonic()))
+        now = time.monotonic()
+        self._look_after_cluster()
+        self._look_after_workers(now)
+        self._look_after_cancelled(now)
+        stuck = self._watchdog.stuck(now)
         self._record.moment(
-            self._state,
+            self.state,
             self._dispatcher.device_view(),
             list(self._dispatcher.waiting(limit=3)),
             self._dispatcher.running,
-            time.monotonic(),
+            now,
+            stuck=stuck,
         )
+        if self._record.no_room and self.state == "running":
+            self._hold_for_disk(self._record.no_room)
 
-    def _take(self, item: Event | _AttemptReturned | BaseException) -> None:
-        if isinstance(item, BaseException):
-            raise item
-        if isinstance(item, _AttemptReturned):
-            self._attempt_returned(item.placement, item.future)
-        else:
-            self._feed(item)
+    def _take(self, item: Any) -> None:
+        match item:
+            case BaseException():
+                raise item
+            case SnapshotTaken():
+                self._feed(item)
+            case Ended(job_id=job_id, number=number, report=report):
+                self._ended((job_id, number), report)
+            case Released(job_id=job_id, number=number):
+                self._feed(DeviceReleased(time.monotonic(), job_id, number))
+            case _FutureDone(key=key, future=future):
+                self._future_done(key, future)
+            case Pulse():
+                self._pulse(item)
+            case Readings(snapshots=snapshots):
+                for snapshot in snapshots:
+                    self._feed(SnapshotTaken(time.monotonic(), snapshot))
+            case Hello():
+                self._hello(item)
+            case Leaving(address=address, reason=reason):
+                self._leaving(address, reason)
+            case Left(address=address):
+                self._left(address)
+            case Evicted(device=device, name=name):
+                self._feed(ResidentEvicted(time.monotonic(), device, name))
+            case _Fetched(key=key, report=report, array=array, error=error):
+                self._fetched(key, report, array, error)
+            case _:
+                item()
 
     def _probe(self, quit_probing: threading.Event) -> None:
+        if self._take_snapshots is None:
+            return
         answered = time.monotonic()
         while not quit_probing.is_set():
             try:
@@ -186,98 +346,248 @@ class Driver:
                 self._record.decided(job_id, decision)
                 self._record.finished(job_id, outcome, decision.reason)
                 self._unfinished.discard(job_id)
+                self._cut_short.discard(job_id)
+                last = self._last.pop(job_id, (None, None, None))
+                self._on_finished(job_id, outcome, decision.reason, *last)
             case CancelAttempt(job_id=job_id, attempt=attempt, restart_worker=restart):
                 self._record.decided(job_id, instruction.decision)
-                self._cancel(job_id, attempt, instruction.decision.reason, restart=restart)
+                self._cancel((job_id, attempt), instruction.decision.reason, restart=restart)
             case Reclaim(device=uuid, nbytes=nbytes):
                 self._fleet.reclaim(uuid, nbytes)
-            case Evict(name=name):
-                raise AssertionError(f"no plan here has resident state, so {name} can't be evicted")
+            case Evict(device=uuid, name=name):
+                if self._fleet.processes_of(uuid):
+                    self._fleet.evict(uuid, name)
             case StopRun(decision=decision):
-                self._stop_for(decision.reason)
+                self._give_up(decision.reason)
 
-    def _stop_for(self, reason: str) -> None:
-        self._state = "stopped"
+    def _give_up(self, reason: str) -> None:
+        self.state = "stopped"
         self._record.remark(reason)
         self._feed(Cancel(time.monotonic(), None, f"not started: {reason}"))
 
+    def _hold_for_disk(self, reason: str) -> None:
+        """Nothing more can be kept: what runs may end, and the run is resumed when there is room."""
+        self._record.remark(f"{reason}: nothing more is started; resume the run when there is room")
+        self._stop(reason, float("inf"))
+
+    # attempts
+
+    def _add(self, jobs: Sequence[Job], unrecorded: Sequence[JobRequest]) -> None:
+        self._record.add_jobs(unrecorded)
+        self._unfinished.update(job.job_id for job in jobs)
+        self._feed(JobsAdded(time.monotonic(), tuple(jobs)))
+
     def _submit(self, placement: Placement) -> None:
         self._record.started(placement)
+        key = placement.job_id, placement.attempt
         task = self._make_task(placement)
-        if placement.job_id in self._cut_short:
+        if placement.job_id in self._cut_short and task.output is not None:
             # The worker may have died after its output was in place and before that was told.
             task = replace(task, output=replace(task.output, overwrite=True))
         future = self._fleet.submit_attempt(task, device=placement.device)
-        self._attempts[placement.job_id, placement.attempt] = placement, future
-        future.add_done_callback(lambda done: self._inbox.put(_AttemptReturned(placement, done)))
+        if future is None:
+            # The dispatcher is about to hear that the device's last process has gone.
+            gone = WorkerDied("its worker process has gone", blame=False)
+            self._inbox.put(lambda: self._conclude(placement, gone, None))
+            return
+        self._attempts[key] = _Attempt(placement, future, task.returns_array)
+        process = self._fleet.process_of(key)
+        assert process is not None
+        self._watchdog.submitted(key, process.address, time.monotonic())
+        future.add_done_callback(lambda done: self._inbox.put(_FutureDone(key, done)))
 
-    def _attempt_returned(self, placement: Placement, future: Future) -> None:
-        if self._attempts.pop((placement.job_id, placement.attempt), None) is None:
-            return  # it was cancelled: its end has been told already
-        # Not from the future: its result is gone if the worker has died since.
-        report = self._fleet.take_report(placement.job_id, placement.attempt)
-        outcome: Outcome
-        if report is not None:
-            outcome = report.outcome
-        elif future.status == "error":
-            error = future.exception()
-            if isinstance(error, KilledWorker):
-                outcome = WorkerDied(blame=self._fleet.died_by_itself(error.last_worker.address))
-            else:
-                # Not the step's error, which comes back in a report: the task itself can't be run there.
-                outcome = Failed(f"the worker can't run the attempt: {type(error).__name__}: {error}")
+    def _future_done(self, key: AttemptKey, future: Future) -> None:
+        """The report tells how an attempt ended; this is for a task that could not even be run."""
+        if key not in self._attempts or future.status != "error":
+            return
+        error = future.exception()
+        if not isinstance(error, KilledWorker):  # its worker's end is told by the scheduler's plugin
+            reason = f"the worker can't run the attempt: {type(error).__name__}: {error}"
+            self._end(key, Failed(reason), None)
+
+    def _ended(self, key: AttemptKey, report: AttemptReport) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None:
+            return
+        if report.retire:
+            self._retire(key, report.retire)
+        if report.disk_full and self.state == "running":
+            self._hold_for_disk(report.disk_full)
+        if isinstance(report.outcome, Done) and attempt.returns_array:
+            self._fetcher.submit(self._fetch, key, report, attempt.future)
+            return
+        self._end(key, report.outcome, report)
+
+    def _fetch(self, key: AttemptKey, report: AttemptReport, future: Future) -> None:
+        try:
+            self._inbox.put(_Fetched(key, report, future.result(), None))
+        except Exception as error:  # noqa: BLE001  told to the driver's thread
+            self._inbox.put(_Fetched(key, report, None, error))
+
+    def _fetched(
+        self, key: AttemptKey, report: AttemptReport, array: Any, error: BaseException | None
+    ) -> None:
+        if error is not None:
+            reason = f"its array could not be fetched: {type(error).__name__}: {error}"
+            self._end(key, WorkerDied(reason, blame=False), report)
         else:
-            outcome = WorkerDied(f"Dask dropped its task ({future.status})", blame=False)
-        self._end_attempt(placement, outcome, report)
+            self._end(key, report.outcome, report, array)
 
-    def _end_attempt(self, placement: Placement, outcome: Outcome, report: AttemptReport | None) -> None:
-        if isinstance(outcome, WorkerDied):
+    def _end(
+        self, key: AttemptKey, outcome: Outcome, report: AttemptReport | None, array: Any = None
+    ) -> None:
+        attempt = self._attempts.pop(key, None)
+        if attempt is None:
+            return
+        self._watchdog.ended(key)
+        process = self._fleet.process_of(key)
+        self._fleet.ended(key)
+        self._conclude(attempt.placement, outcome, report, array)
+        if process is not None:
+            self._replace_if_empty(process)
+
+    def _conclude(
+        self, placement: Placement, outcome: Outcome, report: AttemptReport | None, array: Any = None
+    ) -> None:
+        if isinstance(outcome, WorkerDied | TimedOut | Cancelled):
             self._cut_short.add(placement.job_id)
         self._record.ended(placement, outcome, report)
+        self._last[placement.job_id] = placement, report, array
         self._feed(AttemptEnded(time.monotonic(), placement.job_id, placement.attempt, outcome))
 
-    def _cancel(self, job_id: str, attempt: int, reason: str, *, restart: bool) -> None:
-        found = self._attempts.pop((job_id, attempt), None)
-        if found is None:
+    def _cancel(self, key: AttemptKey, reason: str, *, restart: bool) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None:
             return
-        placement, future = found
         if restart:
-            self._fleet.restart_worker_of(future)
-        future.cancel(force=True)
-        self._end_attempt(placement, TimedOut(reason), None)
+            process = self._fleet.process_of(key)
+            self._end(key, TimedOut(reason), None)
+            if process is not None:
+                self._fleet.restart(process)
+                self._devices_changed(reason)
+            return
+        attempt.cancelled_at = time.monotonic()
+        attempt.reason = reason
+        self._fleet.cancel(key)
+
+    def _look_after_cancelled(self, now: float) -> None:
+        """A step that doesn't end though its job was cancelled ends with its worker."""
+        for key, attempt in list(self._attempts.items()):
+            if attempt.cancelled_at is not None and now - attempt.cancelled_at > STOP_GRACE_S:
+                process = self._fleet.process_of(key)
+                self._end(key, Cancelled(attempt.reason), None)
+                if process is not None:
+                    self._fleet.restart(process)
+                    self._devices_changed(attempt.reason)
+
+    def _pulse(self, pulse: Pulse) -> None:
+        now = time.monotonic()
+        for (job_id, number), elapsed in self._watchdog.heard(pulse, now):
+            self._feed(AttemptBegan(now, job_id, number, elapsed))
+
+    # workers
+
+    def _look_after_cluster(self) -> None:
+        """With the scheduler every task of ours is lost, and so is the word of our workers."""
+        if self._deadline is None and not self._fleet.connected:
+            self._record.remark(
+                "the connection to the Dask scheduler is lost; resume the run when it is back"
+            )
+            self._stop("the connection to the Dask scheduler is lost", 0.0)
+
+    def _hello(self, hello: Hello) -> None:
+        self._fleet.add(hello)
+        for problem in hello.problems:
+            self._record.remark(f"worker {hello.name}: {problem}")
+        self._devices_changed("")
+        self._ready.set()
+
+    def _leaving(self, address: str, reason: str) -> None:
+        process = self._fleet.get(address)
+        if process is not None and not process.leaving:
+            process.leaving = reason
+            process.retired = True
+            self._devices_changed(reason)
+            self._replace_if_empty(process)
+
+    def _retire(self, key: AttemptKey, reason: str) -> None:
+        """Replace the process that an attempt ran in, once its others have ended."""
+        process = self._fleet.process_of(key)
+        if process is not None and not process.leaving:
+            self._record.remark(f"worker {process.hello.name} is replaced: {reason}")
+            process.leaving, process.retired = reason, True
+            self._devices_changed(reason)
+
+    def _replace_if_empty(self, process: WorkerProcess) -> None:
+        if process.retired and process.left_at is None and not process.in_flight:
+            process.retired = False
+            self._fleet.restart(process)
+
+    def _left(self, address: str) -> None:
+        process = self._fleet.get(address)
+        if process is not None and process.left_at is None:
+            process.left_at = time.monotonic()
+            self._gone.append(process)
+            self._devices_changed("its worker process has gone")
 
     def _look_after_workers(self, now: float) -> None:
-        """Tell the dispatcher which devices have lost their last worker for good, and which have one again.
+        """Judge those that have left, and count how long devices have been without a process."""
+        for process in list(self._gone):
+            assert process.left_at is not None
+            in_order = process.leaving and not process.ended_by_us
+            patience = self._terms.drain_s + JUDGEMENT_S if in_order else JUDGEMENT_S
+            if process.in_flight and now - process.left_at < patience:
+                continue
+            self._gone.remove(process)
+            self._fleet.remove(process.address)
+            blame = not process.leaving and not process.ended_by_us
+            for key in list(process.in_flight):
+                self._end_with_worker(key, process, blame=blame)
+        for key, elapsed in self._watchdog.silent(now):
+            self._feed(AttemptBegan(now, *key, elapsed))
+        self._give_up_on_absent(now)
 
-        Dask would keep their tasks for a worker that never comes.
-        """
-        if now - self._workers_at < WORKERS_S:
+    def _end_with_worker(self, key: AttemptKey, process: WorkerProcess, *, blame: bool) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None:
             return
-        self._workers_at = now
-        absent = self._fleet.without_workers()
-        for uuid in self._absent_since.keys() - absent:
-            del self._absent_since[uuid]
-            if uuid in self._lost:
-                self._lost.discard(uuid)
-                self._feed(WorkerJoined(now, self._fleet.devices[uuid]))
-        for uuid in absent:
-            if now - self._absent_since.setdefault(uuid, now) >= ABSENCE_S and uuid not in self._lost:
-                self._lose(uuid, now)
-        if (
-            self._unfinished
-            and self._lost
-            and all(uuid in self._lost for uuid, device in self._fleet.devices.items() if device.slots)
-        ):
-            self._stop_for("no worker process is left, and none comes back")
+        if attempt.cancelled_at is not None:
+            outcome: Outcome = Cancelled(attempt.reason)
+        elif blame:
+            outcome = WorkerDied()
+        else:
+            outcome = WorkerDied(process.leaving or "its worker process has gone", blame=False)
+        attempt.future.cancel(force=True)
+        self._end(key, outcome, None)
 
-    def _lose(self, uuid: str, now: float) -> None:
-        self._lost.add(uuid)
-        lost = WorkerDied("its worker process is gone and doesn't come back", blame=False)
-        for key, (placement, future) in list(self._attempts.items()):
-            if placement.device == uuid:
-                del self._attempts[key]
-                future.cancel(force=True)
-                self._cut_short.add(placement.job_id)
-                self._record.ended(placement, lost, None)
-        # This ends its attempts in the dispatcher too, and starts none on the device.
-        self._feed(WorkerLost(now, uuid, reason=lost.reason, blame=False))
+    def _devices_changed(self, reason: str) -> None:
+        """Tell the dispatcher how many attempts each device can take now."""
+        now = time.monotonic()
+        # The hosts' memory first: a GPU's job needs it too.
+        devices = sorted(self._fleet.devices().values(), key=lambda device: device.kind is not DeviceKind.CPU)
+        for device in devices:
+            before = self._slots.get(device.uuid)
+            if before == device.slots:
+                continue
+            self._slots[device.uuid] = device.slots
+            if before is None:
+                self._record.add_devices([device])
+            if before is None or device.slots > before:
+                self._absent_since.pop(device.uuid, None)
+                self._feed(WorkerJoined(now, device))
+            else:
+                # Its running attempts end, or are ended, one by one.
+                self._feed(WorkerLost(now, device.uuid, device.slots, (), reason))
+            if before and not device.slots:
+                self._absent_since[device.uuid] = now
+
+    def _give_up_on_absent(self, now: float) -> None:
+        """A cluster to which no process comes any more would leave its jobs waiting for good."""
+        if self.state != "running" or not self._unfinished or self._attempts or any(self._slots.values()):
+            return
+        if self._terms.elastic:
+            gone = bool(self._slots) and not self._terms.expected()
+        else:
+            gone = any(now - since >= ABSENCE_S for since in self._absent_since.values())
+        if gone:
+            self._give_up("no worker process is left, and none comes back")

@@ -15,6 +15,8 @@ THREAD_VARIABLES = (
 )
 
 DEVICE_VARIABLE = "STACKYARD_DEVICE"
+# Seconds since the epoch at which a worker stops taking attempts, since its time on a cluster ends soon after.
+LEAVE_VARIABLE = "STACKYARD_LEAVE_AT"
 
 
 def thread_environment(threads: int) -> dict[str, str]:

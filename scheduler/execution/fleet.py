@@ -1,101 +1,211 @@
-"""The worker processes of a run's devices, as Dask knows them."""
+"""The worker processes of a run: who is there, what is in flight in each, and how work reaches them."""
 
 import contextlib
-import pickle
-import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import dask
 from distributed import Client, Future
 
-from scheduler.core.model import Device
-from scheduler.execution.attempt import AttemptReport, AttemptTask, run_and_tell
-from scheduler.execution.cluster import resource_labels
-from scheduler.execution.worker import reclaim_here
+from scheduler.core.model import Device, DeviceKind
+from scheduler.execution.attempt import run_and_tell
+from scheduler.execution.messages import Hello
+from scheduler.execution.task import AttemptTask
+from scheduler.execution.worker_plugin import cancel_here, evict_here, reclaim_here
+from scheduler.images.stack import StackSource
+
+AttemptKey = tuple[str, int]
+LARGE_BYTES = 1 << 20
+
+
+@dataclass(eq=False, slots=True)
+class WorkerProcess:
+    """One worker process as the driver sees it.
+
+    Attributes
+    ----------
+    leaving
+        Why it gets nothing more, if it doesn't.
+    retired
+        It is replaced, or let go, once nothing is in flight there.
+    ended_by_us
+        What is in flight there isn't to blame for its end.
+    left_at
+        When the scheduler removed it, on the monotonic clock; None while it is there.
+    """
+
+    hello: Hello
+    in_flight: dict[AttemptKey, Future] = field(default_factory=dict)
+    leaving: str = ""
+    retired: bool = False
+    ended_by_us: bool = False
+    left_at: float | None = None
+
+    @property
+    def address(self) -> str:
+        """Its Dask address; a process that takes its place has another one."""
+        return self.hello.address
+
+    @property
+    def usable(self) -> bool:
+        """True if it may be given work."""
+        return not self.leaving and self.left_at is None
 
 
 class Fleet:
-    """Sends work to the workers of a device, and ends those that hang.
+    """Sends attempts to worker processes, each pinned to one by its address.
 
-    Workers are found by their resource label, which a restarted worker has too.
+    Dask would keep a task that is pinned to a worker which has left waiting for good: whoever uses this hears
+    of each departure by the scheduler's plugin, and calls `remove`.
+
+    Notes
+    -----
+    Used by the driver's thread, but for `run_on` and `processes_of`, which any thread may call.
     """
 
-    def __init__(self, client: Client, devices: Mapping[str, Device]) -> None:
+    def __init__(self, client: Client, topic: str) -> None:
         self.client = client
-        self.devices = devices
-        # Attempts in flight by label: the next one goes where there are fewest.
-        self._loads = {uuid: dict.fromkeys(resource_labels(device), 0) for uuid, device in devices.items()}
+        self.topic = topic
+        self._processes: dict[str, WorkerProcess] = {}
+        self._where: dict[AttemptKey, WorkerProcess] = {}
         self._lock = threading.Lock()
-        self._restarted: set[str] = set()
-        self._reports: dict[tuple[str, int], AttemptReport] = {}
-        self._topic = f"stackyard-reports-{secrets.token_hex(4)}"
-        client.subscribe_topic(self._topic, self._told)
 
-    def submit(self, function: Callable[..., Any], *arguments: Any, device: str, key: str) -> Future:
-        """Run `function` once, on the worker process of `device` that has the least to do."""
-        loads = self._loads[device]
+    def add(self, hello: Hello) -> WorkerProcess:
+        """A worker process has said hello."""
+        process = WorkerProcess(hello)
         with self._lock:
-            label = min(loads, key=loads.__getitem__)
-            loads[label] += 1
+            self._processes[hello.address] = process
+        return process
 
-        def unload(_: Future) -> None:
-            with self._lock:
-                loads[label] -= 1
+    @property
+    def connected(self) -> bool:
+        """False once the connection to the Dask scheduler was lost."""
+        return bool(self.client.status == "running")
 
-        future = self.client.submit(
-            function, *arguments, key=key, resources={label: 1}, pure=False, retries=0
-        )
-        future.add_done_callback(unload)
+    def get(self, address: str) -> WorkerProcess | None:
+        """The process at an address, if it has said hello and not left."""
+        return self._processes.get(address)
+
+    def remove(self, address: str) -> WorkerProcess | None:
+        """Forget a process that is gone; returns it with what was in flight there."""
+        with self._lock:
+            return self._processes.pop(address, None)
+
+    @property
+    def processes(self) -> tuple[WorkerProcess, ...]:
+        """Every process that is there, those that are leaving included."""
+        with self._lock:
+            return tuple(self._processes.values())
+
+    def processes_of(self, device: str) -> tuple[WorkerProcess, ...]:
+        """The processes of a device, by its uuid, that may be given work."""
+        with self._lock:
+            return tuple(
+                process
+                for process in self._processes.values()
+                if process.hello.device.uuid == device and process.usable
+            )
+
+    def devices(self) -> dict[str, Device]:
+        """The devices as they can be used now, by uuid, with the slots of all their processes.
+
+        A device none of whose processes may be given work has no slots; a host whose CPU has no process is
+        there for its memory, without slots.
+        """
+        found: dict[str, Device] = {}
+        slots: dict[str, int] = {}
+        for process in self.processes:
+            hello = process.hello
+            found.setdefault(hello.host.uuid, hello.host)
+            if hello.device.kind is not DeviceKind.CPU:
+                found[hello.device.uuid] = hello.device
+            if process.usable:
+                slots[hello.device.uuid] = slots.get(hello.device.uuid, 0) + hello.slots
+        return {uuid: replace(device, slots=slots.get(uuid, 0)) for uuid, device in found.items()}
+
+    def submit_attempt(self, task: AttemptTask, *, device: str) -> Future | None:
+        """Run an attempt on the process of the device that has the least to do; None if there is none."""
+        processes = self.processes_of(device)
+        if not processes:
+            return None
+        process = min(processes, key=lambda process: len(process.in_flight))
+        with contextlib.ExitStack() as quietly:
+            if not isinstance(task.source, StackSource) and task.source.nbytes >= LARGE_BYTES:
+                # An array is sent with its attempt, and again with the next one: that is meant.
+                quietly.enter_context(
+                    dask.config.set({"distributed.admin.large-graph-warning-threshold": "1EiB"})
+                )
+            future = self.client.submit(
+                run_and_tell,
+                task,
+                self.topic,
+                key=f"{self.topic}-{task.job_id}-{task.number}",
+                workers=[process.address],
+                allow_other_workers=False,
+                pure=False,
+                retries=0,
+            )
+        key = task.job_id, task.number
+        process.in_flight[key] = future
+        self._where[key] = process
         return future
 
-    def addresses(self, device: str) -> list[str]:
-        """The addresses of the device's worker processes that are there now."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        labels = self._loads[device].keys()
-        return [address for address, worker in workers.items() if labels & worker["resources"].keys()]
+    def cancel(self, key: AttemptKey) -> None:
+        """Ask for an attempt to end: it isn't begun, or stops before its next step; a message tells which."""
+        process = self.process_of(key)
+        if process is not None:
+            process.in_flight[key].cancel(force=True)
+            self._tell([process], cancel_here, *key, self.topic)
 
-    def submit_attempt(self, task: AttemptTask, *, device: str) -> Future:
-        """Run an attempt; when the future is done, `take_report` has what the worker said."""
-        key = f"{task.job_id}-{task.number}"
-        return self.submit(run_and_tell, task, self._topic, device=device, key=key)
+    def ended(self, key: AttemptKey) -> None:
+        """An attempt is over: its process has one less to do."""
+        process = self._where.pop(key, None)
+        if process is not None:
+            del process.in_flight[key]
 
-    def take_report(self, job_id: str, attempt: int) -> AttemptReport | None:
-        """The report of an attempt that has come to its end, once; None if its worker died before that."""
-        return self._reports.pop((job_id, attempt), None)
+    def process_of(self, key: AttemptKey) -> WorkerProcess | None:
+        """The process that an attempt is in."""
+        return self._where.get(key)
 
-    def _told(self, event: tuple[float, dict[str, Any]]) -> None:
-        _, told = event
-        self._reports[told["job"], told["attempt"]] = pickle.loads(told["report"])
+    def run_on(self, process: WorkerProcess, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function in a process, beside its attempts, and return its result.
 
-    def without_workers(self) -> set[str]:
-        """The devices with slots, by uuid, that have no worker process now."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        present = {label for worker in workers.values() for label in worker["resources"]}
-        return {uuid for uuid, loads in self._loads.items() if loads and not loads.keys() & present}
+        Raises
+        ------
+        OSError
+            The process has gone, or went by it.
+        """
+        return self.client.run(function, *arguments, workers=[process.address])[process.address]
 
     def reclaim(self, device: str, nbytes: int) -> None:
-        """Have every worker process of the device give back idle memory; doesn't wait for it."""
-        addresses = self.addresses(device)
+        """Have every process of the device give back idle memory; doesn't wait for it."""
+        self._tell(self.processes_of(device), reclaim_here, nbytes)
+
+    def evict(self, device: str, name: str) -> None:
+        """Have every process of the device tear down a step's idle state; each answers by a message."""
+        self._tell(self.processes_of(device), evict_here, device, name, self.topic)
+
+    def _tell(
+        self, processes: Iterable[WorkerProcess], function: Callable[..., Any], *arguments: Any
+    ) -> None:
+        addresses = [process.address for process in processes]
         if addresses:
             # One that has just died has given everything back; its end is told elsewhere.
-            self.client.run(reclaim_here, nbytes, workers=addresses, wait=False, on_error="ignore")
+            self.client.run(function, *arguments, workers=addresses, wait=False, on_error="ignore")
 
-    def restart_worker_of(self, future: Future) -> None:
-        """End the worker process that a task runs in; its nanny starts a fresh one."""
-        for address, keys in self.client.processing().items():
-            if future.key in keys:
-                self._restarted.add(address)
-                # It takes seconds, which nobody else should have to wait.
-                threading.Thread(
-                    target=self._restart, args=(address,), name="stackyard-restart", daemon=True
-                ).start()
+    def restart(self, process: WorkerProcess) -> None:
+        """End a process, whatever is in it; its nanny, if it has one, starts a fresh one."""
+        process.ended_by_us = True
+        process.leaving = process.leaving or "it is being restarted"
+        # It takes seconds, which nobody else should have to wait.
+        threading.Thread(target=self._restart, args=(process,), name="stackyard-restart", daemon=True).start()
 
-    def _restart(self, address: str) -> None:
+    def _restart(self, process: WorkerProcess) -> None:
         # The run may be over, and its cluster closed, before the new process is there.
         with contextlib.suppress(OSError):
-            self.client.restart_workers([address], raise_for_error=False)
-
-    def died_by_itself(self, address: str) -> bool:
-        """False for a worker that `restart_worker_of` has ended: what else ran there is not to blame."""
-        return address not in self._restarted
+            if process.hello.has_nanny:
+                self.client.restart_workers([process.address], raise_for_error=False)
+            else:
+                self.client.retire_workers([process.address], close_workers=True)

@@ -12,8 +12,8 @@ from scheduler.core.policy import OnPressure, Policy
 from scheduler.core.simulate import run_dispatcher
 from scheduler.core.trace import Hog, Trace, TraceJob, TruePlan
 from scheduler.execution.devices import open_devices
-from scheduler.execution.jobs import Form, dispatcher_job, plans_by_form
-from scheduler.execution.plans import step_types
+from scheduler.execution.jobs import Form, dispatcher_job
+from scheduler.execution.plans import job_plans, step_types
 from scheduler.execution.prepare import PreparedJob, PreparedRun, look
 from scheduler.execution.usable import installed
 from scheduler.host.estimates import default_estimates_path, load_estimates
@@ -86,21 +86,25 @@ def forecast(config: RunConfig) -> Forecast:
     """
     prepared = look(config)
     run_id = f"plan-{time.time_ns()}"
-    discovery = open_devices(config, run_id=run_id, jobs=len(prepared.jobs))
+    discovery = open_devices(config.devices, config.memory, run_id=run_id, jobs=len(prepared.jobs))
     try:
         with Reservations(run=run_id) as reservations:
             snapshots = discovery.snapshots(reservations)
     finally:
         discovery.close()
     devices = tuple(zip(discovery.devices, snapshots, strict=True))
-    names = step_types(step.step for step in prepared.steps)
+    names = step_types(step.step for step in prepared.chain.steps)
     usable = {device.kind: installed(names, device.kind) for device, _ in devices if device.slots}
-    plans = plans_by_form(prepared, usable)
-    readable = [job for job in prepared.jobs if not job.source.problem]
-    jobs = [dispatcher_job(prepared, job, plans) for job in readable]
+    readable = [
+        prepared.request(job, run_id=run_id, overwrite=False)
+        for job in prepared.jobs
+        if not job.source.problem
+    ]
+    counts = Counter(request.form for request in readable)
+    plans = {form: job_plans(prepared.chain.steps, *form, usable) for form in sorted(counts)}
+    jobs = [dispatcher_job(request, plans[request.form]) for request in readable]
     estimates = load_estimates(default_estimates_path())
-    counts = Counter((job.source.shape, job.source.dtype) for job in readable)
-    example = {(job.source.shape, job.source.dtype): known for job, known in zip(readable, jobs, strict=True)}
+    example = {request.form: known for request, known in zip(readable, jobs, strict=True)}
     forms = tuple(
         FormForecast(
             form,

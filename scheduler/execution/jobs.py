@@ -1,43 +1,80 @@
-"""The dispatcher's view of a prepared run: jobs with their plans, and the names under which it learns."""
+"""Jobs as the driver is given them, and as the dispatcher knows them: with plans and the name they learn under."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-from scheduler.core.model import DeviceKind, Job, JobPlan
-from scheduler.execution.plans import job_plans
-from scheduler.execution.prepare import PreparedJob, PreparedRun
+from scheduler.core.model import Job, JobPlan
+from scheduler.execution.task import OutputTarget, Source
+from scheduler.images.stack import StackSource
+from scheduler.steps.resolve import ResolvedStep, StepSpec
 
 Form = tuple[tuple[int, int, int], str]
+# A stack that can't be read has no form: any will do to have its problem told.
+NO_FORM: Form = ((1, 1, 1), "uint8")
 
 
-def plans_by_form(
-    prepared: PreparedRun, usable: Mapping[DeviceKind, Iterable[str]]
-) -> dict[Form, tuple[JobPlan, ...]]:
-    """The plans for each shape and dtype among the stacks that can be read.
+@dataclass(frozen=True)
+class Chain:
+    """The steps of a job, described and resolved."""
 
-    Raises
-    ------
-    StepError
-        No kind of device can run the chain on one of them.
-    """
-    forms = {(job.source.shape, job.source.dtype) for job in prepared.jobs if not job.source.problem}
-    return {form: job_plans(prepared.steps, *form, usable) for form in sorted(forms)}
+    specs: tuple[StepSpec, ...]
+    steps: tuple[ResolvedStep, ...]
+
+    @classmethod
+    def of(cls, specs: Sequence[StepSpec]) -> "Chain":
+        """Resolve the steps. Raises StepError for one that can't be used."""
+        return cls(tuple(specs), tuple(spec.resolve() for spec in specs))
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells chains apart whose jobs have other footprints and durations."""
+        chain = [[step.use, step.parameters, step.step.memory_types] for step in self.steps]
+        return hashlib.sha256(json.dumps(chain, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def dispatcher_job(prepared: PreparedRun, job: PreparedJob, plans: Mapping[Form, Sequence[JobPlan]]) -> Job:
-    """One stack as the dispatcher knows it; it learns by chain, parameters and dtype."""
-    source = job.source
-    # A stack that can't be read has no form: any plan will do to have its problem told.
-    form_plans = plans.get((source.shape, source.dtype)) or next(iter(plans.values()))
-    chain = [[step.use, step.parameters, step.step.memory_types] for step in prepared.steps]
-    digest = hashlib.sha256(json.dumps(chain, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    family = f"{digest}:{source.dtype}"
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """One stack to be processed: by which steps, where the result goes, and on what terms."""
+
+    job_id: str
+    chain: Chain
+    source: Source
+    output: OutputTarget | None = None
+    returns_array: bool = False
+    priority: int = 0
+    timeout_s: float | None = None
+
+    @property
+    def form(self) -> Form:
+        """Shape and dtype of the stack that goes in."""
+        if isinstance(self.source, StackSource) and self.source.problem:
+            return NO_FORM
+        z, y, x = self.source.shape
+        return (z, y, x), str(self.source.dtype)
+
+    @property
+    def kind(self) -> str:
+        """What jobs of equal plans and footprints have in common."""
+        shape, _ = self.form
+        return f"{self.family}:{'x'.join(map(str, shape))}"
+
+    @property
+    def family(self) -> str:
+        """What jobs have in common that learn from one another: chain, parameters and dtype."""
+        return f"{self.chain.digest}:{self.form[1]}"
+
+
+def dispatcher_job(request: JobRequest, plans: tuple[JobPlan, ...], *, batch: int = 0) -> Job:
+    """One job as the dispatcher knows it."""
     return Job(
-        job.job_id,
-        kind=f"{family}:{'x'.join(map(str, source.shape))}",
-        family=family,
-        plans=tuple(form_plans),
-        priority=prepared.config.jobs.priority,
-        timeout_s=prepared.config.jobs.timeout_s,
+        request.job_id,
+        kind=request.kind,
+        family=request.family,
+        plans=plans,
+        priority=request.priority,
+        batch=batch,
+        timeout_s=request.timeout_s,
     )

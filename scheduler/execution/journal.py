@@ -77,7 +77,7 @@ class Journal:
 
     Notes
     -----
-    Not thread-safe: the driver's loop is the one writer. Changes become durable at `commit`, which
+    Not thread-safe, but one thread may hand it on to another: the driver's loop is the one writer. Changes become durable at `commit`, which
     the loop calls once for each batch of events.
     """
 
@@ -115,7 +115,9 @@ class Journal:
     @classmethod
     def open(cls, path: Path) -> Self:
         """Open the journal of a run that goes on; sqlite3.OperationalError if there is none."""
-        return cls(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True))
+        # It is made and closed in the caller's thread, and between these written in the driver's.
+        uri = f"{path.absolute().as_uri()}?mode=rw"
+        return cls(sqlite3.connect(uri, uri=True, check_same_thread=False))
 
     @classmethod
     def open_readonly(cls, path: Path) -> Self:
@@ -234,6 +236,10 @@ class Journal:
     def commit(self) -> None:
         """Make everything since the last commit durable."""
         self._connection.commit()
+
+    def roll_back(self) -> None:
+        """Forget everything since the last commit: it could not be written."""
+        self._connection.rollback()
 
     def close(self) -> None:
         """Close the file; what was not committed is lost."""

@@ -1,10 +1,20 @@
-"""The most host memory that a process has held since a moment, as the kernel counts it."""
+"""The most memory that an attempt held: in its host as the kernel counts it, on its device as libraries do."""
 
+import contextlib
 import ctypes
 import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
 
 import psutil
+
+from memcore import BackendUnavailableError, DeviceError
+from memcore.backend import Backend
+from memcore.memory_type import GpuId
+from pools.oom import loaded_backends
+from scheduler.core.model import Device, DeviceKind
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
@@ -47,6 +57,70 @@ class HostPeak:
         for line in STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 self.nbytes = max(0, int(line.split()[1]) * 1024 - self._before)
+
+
+class Place(Protocol):
+    """A worker process: its device, and by which number a library knows that."""
+
+    @property
+    def device(self) -> Device: ...
+
+    def gpu_id(self, memory_type: str) -> GpuId: ...
+
+
+class DevicePeak:
+    """Measures the most device bytes that the arrays of a `with` block took beyond those that were there.
+
+    What steps keep between jobs, set up before the block, isn't in it, nor are contexts and what allocators
+    cache. Each library that the process has loaded tells by its own counter; the sum of several is an upper
+    bound, for they needn't reach their peaks together. Of several blocks, an attempt's stays on its device
+    one after another, the largest counts.
+
+    `nbytes` is None where nothing can be known: a library that counts nothing was there, or was loaded
+    meanwhile. So it is on a virtual device, whose account holds what was reserved and not what was used, and
+    whose arrays lie in host memory.
+
+    Notes
+    -----
+    To be entered and left in the thread that computes. Libraries count what all threads take: the figure
+    belongs to the block only if no other one ran in the process meanwhile.
+    """
+
+    def __init__(self, worker: Place) -> None:
+        self.nbytes: int | None = None
+        self._worker = worker
+        self._unknown = worker.device.kind in (DeviceKind.CPU, DeviceKind.VIRTUAL)
+        self._ended: dict[str, Callable[[], int | None]] = {}
+
+    def __enter__(self) -> Self:
+        self._ended = (
+            {}
+            if self._unknown
+            else {backend.memory_type: backend.measure_peak(place) for backend, place in self._counting()}
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._unknown:
+            return
+        peaks = [ended() for ended in self._ended.values()]
+        told = [peak for peak in peaks if peak is not None]
+        late = {backend.memory_type for backend, _ in self._counting()} - self._ended.keys()
+        # Nothing at all is no peak of a job on a GPU: it allocated where no library looks.
+        if late or len(told) < len(peaks) or not sum(told):
+            self._unknown, self.nbytes = True, None
+        else:
+            self.nbytes = max(self.nbytes or 0, sum(told))
+
+    def _counting(self) -> Iterator[tuple[Backend, GpuId]]:
+        """The libraries that are loaded and can have arrays on the device."""
+        for backend in loaded_backends():
+            if "gpu" in backend.device_kinds:
+                # A library without this GPU, such as torch for CPUs, has nothing there.
+                with contextlib.suppress(DeviceError, BackendUnavailableError):
+                    yield backend, backend.validate_gpu_id(self._worker.gpu_id(backend.memory_type))
 
 
 def _trim_heap() -> bool:

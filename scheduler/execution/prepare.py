@@ -1,13 +1,16 @@
 """Everything about a run that can be found out before anything starts: stacks, steps, outputs."""
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from scheduler.config.model import RunConfig, StepConfig
+from scheduler.execution.jobs import Chain, JobRequest
+from scheduler.execution.task import OutputTarget
 from scheduler.images.errors import OutputError
 from scheduler.images.outputs import check_output_folder, output_paths, refuse_inputs
 from scheduler.images.sources import StackSource, find_stacks
-from scheduler.steps.resolve import ResolvedStep, StepSpec
+from scheduler.steps.resolve import StepSpec
 
 NAMED_AT_MOST = 3
 
@@ -26,9 +29,21 @@ class PreparedRun:
     """A config that can be run: its steps resolved, its stacks found, its outputs free."""
 
     config: RunConfig
-    specs: tuple[StepSpec, ...]
-    steps: tuple[ResolvedStep, ...]
+    chain: Chain
     jobs: tuple[PreparedJob, ...]
+
+    def request(self, job: PreparedJob, *, run_id: str, overwrite: bool) -> JobRequest:
+        """The job as the driver is given it."""
+        target = OutputTarget(
+            path=str(job.output),
+            format=self.config.output.format,
+            overwrite=overwrite,
+            provenance={"stackyard": version("stackyard"), "run": run_id},
+        )
+        terms = self.config.jobs
+        return JobRequest(
+            job.job_id, self.chain, job.source, target, priority=terms.priority, timeout_s=terms.timeout_s
+        )
 
 
 def prepare(config: RunConfig, *, overwrite: bool) -> PreparedRun:
@@ -54,8 +69,7 @@ def look(config: RunConfig) -> PreparedRun:
     InputError, StepError, OutputError
         As `prepare`, but for the state of the output folder.
     """
-    specs = tuple(step_spec(step, config) for step in config.steps)
-    steps = tuple(spec.resolve() for spec in specs)
+    chain = Chain.of([step_spec(step, config_folder(config)) for step in config.steps])
     chosen = config.input
     sources = find_stacks(
         chosen.path, chosen.pattern, stack_along=chosen.stack_along, select={**chosen.select} or None
@@ -68,12 +82,16 @@ def look(config: RunConfig) -> PreparedRun:
     jobs = tuple(
         PreparedJob(source.name, source, output) for source, output in zip(sources, outputs, strict=True)
     )
-    return PreparedRun(config, specs, steps, jobs)
+    return PreparedRun(config, chain, jobs)
 
 
-def step_spec(step: StepConfig, config: RunConfig) -> StepSpec:
-    """The plain description of a step from which any process can resolve it."""
-    folder = config.config_file.parent if config.config_file is not None else Path.cwd()
+def config_folder(config: RunConfig) -> Path:
+    """Where modules beside the config are; the working directory for a config that came from no file."""
+    return config.config_file.parent if config.config_file is not None else Path.cwd()
+
+
+def step_spec(step: StepConfig, folder: Path) -> StepSpec:
+    """The plain description of a step from which any process can resolve it, modules in `folder` included."""
     return StepSpec(
         use=step.use,
         with_=dict(step.with_),

@@ -1,44 +1,57 @@
 """What the driver writes down: the journal, status.json, and the live view's moments."""
 
+import contextlib
+import errno
 import json
 import os
 import socket
+import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
-from scheduler.core.events import Done, Failed, Outcome, OutOfMemory, Refused, TimedOut, WorkerDied
+from scheduler.core.events import Cancelled, Done, Failed, Outcome, OutOfMemory, Refused, TimedOut, WorkerDied
 from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import Decision, Device, DeviceView, Placement, Waiting
-from scheduler.execution.attempt import AttemptReport
+from scheduler.execution.jobs import JobRequest
 from scheduler.execution.journal import Journal, NewJob
-from scheduler.execution.prepare import PreparedJob
 from scheduler.execution.status import DeviceStatus, JobFailure, RunStatus, RunSummary, WaitingJob
+from scheduler.execution.task import AttemptReport
 
 JOURNAL = "journal.sqlite"
 STATUS_S = 1.0
 VIEW_S = 0.25
 MEMORY_S = 1.0
+# How much may be found out again by `resume` after a kill: a commit waits for the disk.
+COMMIT_S = 0.1
 
 
 class JournalRecord:
-    """Keeps a run's counts, writes its journal and status.json, and shows its moments to `on_status`.
+    """Keeps a run's counts, and writes its journal and status.json.
 
     Made by `begin` for a new run, by `go_on` for one that `resume` continues.
+
+    Attributes
+    ----------
+    status
+        The last moment that was shown; any thread may read it.
+    no_room
+        What could not be written since a disk is full; "" while everything could. What was not written is
+        found out again by `resume`.
     """
 
-    def __init__(
-        self, run_dir: Path, journal: Journal, on_status: Callable[[RunStatus], None] | None
-    ) -> None:
+    def __init__(self, run_dir: Path, journal: Journal) -> None:
         self.run_dir = run_dir
         self.failures: list[JobFailure] = []
         self.done: dict[str, int] = {}
         self.oom_attempts = 0
         self._journal = journal
-        self._on_status = on_status
+        self.no_room = ""
+        self.status: RunStatus | None = None
         self._jobs = 0
         self._attempts_before: dict[str, int] = {}
         self._devices: dict[str, Device] = {}
@@ -46,7 +59,7 @@ class JournalRecord:
         # Without repetition, in order.
         self._remarks: dict[str, None] = {}
         self._last_reason: dict[str, str] = {}
-        self._shown_at = self._written_at = self._memory_at = float("-inf")
+        self._shown_at = self._written_at = self._memory_at = self._committed_at = float("-inf")
         self._began = time.monotonic()
         self._first_start: float | None = None
         self._done_before = 0
@@ -56,8 +69,7 @@ class JournalRecord:
         cls,
         run_dir: Path,
         config: Mapping[str, Any],
-        jobs: Sequence[PreparedJob],
-        on_status: Callable[[RunStatus], None] | None,
+        jobs: Sequence[JobRequest] = (),
     ) -> Self:
         """Make the folder of a new run, and a journal with its jobs."""
         run_dir.mkdir(parents=True)
@@ -67,20 +79,18 @@ class JournalRecord:
             host=socket.gethostname(),
             started_at=time.time(),
             config=config,
-            jobs=[NewJob(job.job_id, str(job.output), job.source.shape, job.source.dtype) for job in jobs],
+            jobs=map(_new_job, jobs),
         )
-        record = cls(run_dir, journal, on_status)
+        record = cls(run_dir, journal)
         record._jobs = len(jobs)
         return record
 
     @classmethod
-    def go_on(
-        cls, run_dir: Path, again: Iterable[str], on_status: Callable[[RunStatus], None] | None
-    ) -> Self:
+    def go_on(cls, run_dir: Path, again: Iterable[str]) -> Self:
         """Open the journal of a run that ended early; the jobs in `again` are to be done, the others are."""
         journal = Journal.open(run_dir / JOURNAL)
         journal.restart()
-        record = cls(run_dir, journal, on_status)
+        record = cls(run_dir, journal)
         for job_id in again:
             journal.wait_again(job_id)
         for job in journal.jobs():
@@ -90,6 +100,15 @@ class JournalRecord:
         record._done_before = sum(record.done.values())
         journal.commit()
         return record
+
+    def add_jobs(self, jobs: Sequence[JobRequest]) -> None:
+        """Take in jobs that come while the run goes on."""
+        self._jobs += len(jobs)
+        with self._room("the journal"):
+            for job in map(_new_job, jobs):
+                self._journal.add_job(
+                    job.job_id, output=job.output, shape=job.shape, dtype=job.dtype, at=time.time()
+                )
 
     def add_devices(self, devices: Sequence[Device]) -> None:
         """Name the devices that the run may use."""
@@ -113,39 +132,41 @@ class JournalRecord:
         """Write a decision down, unless it repeats the last one about this job word by word."""
         if self._last_reason.get(job_id) != decision.reason:
             self._last_reason[job_id] = decision.reason
-            self._journal.add_decision(
-                job_id,
-                verdict=decision.verdict,
-                reason=decision.reason,
-                inputs=dict(decision.inputs),
-                at=time.time(),
-            )
+            with self._room("the journal"):
+                self._journal.add_decision(
+                    job_id,
+                    verdict=decision.verdict,
+                    reason=decision.reason,
+                    inputs=dict(decision.inputs),
+                    at=time.time(),
+                )
 
     def started(self, placement: Placement) -> None:
         """An attempt was submitted."""
         if self._first_start is None:
             self._first_start = time.monotonic()
         plan = placement.plan
-        self._journal.start_attempt(
-            placement.job_id,
-            self._number(placement),
-            device=placement.device,
-            plan={
-                "name": plan.name,
-                "memory_types": list(plan.memory_types),
-                "conversions": list(plan.conversions),
-                "split": asdict(plan.split) if plan.split else None,
-            },
-            device_bytes=placement.reserve_bytes,
-            host_bytes=placement.host_bytes,
-            at=time.time(),
-        )
+        with self._room("the journal"):
+            self._journal.start_attempt(
+                placement.job_id,
+                self._number(placement),
+                device=placement.device,
+                plan={
+                    "name": plan.name,
+                    "memory_types": list(plan.memory_types),
+                    "conversions": list(plan.conversions),
+                    "split": asdict(plan.split) if plan.split else None,
+                },
+                device_bytes=placement.reserve_bytes,
+                host_bytes=placement.host_bytes,
+                at=time.time(),
+            )
 
     def ended(self, placement: Placement, outcome: Outcome, report: AttemptReport | None) -> None:
         """An attempt came back."""
         if isinstance(outcome, OutOfMemory):
             self.oom_attempts += 1
-            self._last_event = f"{placement.job_id} ran out of memory on {self._name(placement.device)}"
+            self._last_event = f"{placement.job_id} ran out of memory on {self.device_name(placement.device)}"
         detail: dict[str, Any] = (
             {}
             if report is None
@@ -153,59 +174,89 @@ class JournalRecord:
                 "times": dict(report.times),
                 "steps": [asdict(step) for step in report.steps],
                 "worker_pid": report.worker_pid,
+                "on_device": [list(stay) for stay in report.on_device],
             }
         )
         detail |= outcome_detail(outcome)
-        self._journal.end_attempt(
-            placement.job_id,
-            self._number(placement),
-            outcome=_OUTCOME_NAMES[type(outcome)],
-            detail=detail,
-            at=time.time(),
-        )
+        with self._room("the journal"):
+            self._journal.end_attempt(
+                placement.job_id,
+                self._number(placement),
+                outcome=_OUTCOME_NAMES[type(outcome)],
+                detail=detail,
+                at=time.time(),
+            )
         if isinstance(outcome, Done):
             self.done[placement.device] += 1
             if report is not None and report.result is not None:
                 shape, dtype = report.result
-                self._journal.set_result(placement.job_id, shape=shape, dtype=dtype)
+                with self._room("the journal"):
+                    self._journal.set_result(placement.job_id, shape=shape, dtype=dtype)
 
     def finished(self, job_id: str, outcome: JobOutcome, reason: str) -> None:
         """A job is over."""
-        self._journal.end_job(job_id, state=outcome, reason=reason, at=time.time())
+        with self._room("the journal"):
+            self._journal.end_job(job_id, state=outcome, reason=reason, at=time.time())
         self._last_reason.pop(job_id, None)
         if outcome is not JobOutcome.DONE:
             self.failures.append(JobFailure(job_id, reason))
             self._last_event = f"{job_id} {outcome}: {reason}".partition("\n")[0]
 
     def moment(
-        self, state: str, devices: Sequence[DeviceView], waiting: Sequence[Waiting], running: int, now: float
+        self,
+        state: str,
+        devices: Sequence[DeviceView],
+        waiting: Sequence[Waiting],
+        running: int,
+        now: float,
+        *,
+        stuck: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Make everything so far durable, and show the state of the run where it is due.
+        """Make what has happened durable, and show the state of the run, each where it is due.
 
-        `now` is the dispatcher's clock, from which `Waiting.since` counts.
+        `now` is the dispatcher's clock, from which `Waiting.since` counts. `stuck` says of running jobs why
+        they seem to get nowhere.
         """
-        self._journal.commit()
+        if now - self._committed_at >= COMMIT_S:
+            self._committed_at = now
+            with self._room("the journal"):
+                self._journal.commit()
         if now - self._memory_at >= MEMORY_S:
             self._memory_at = now
-            self._write_memory(devices)
+            with self._room("the journal"):
+                self._write_memory(devices)
         if now - self._shown_at < VIEW_S:
             return
         self._shown_at = now
-        status = self._status(state, devices, waiting, running, now)
+        self.status = self._status(state, devices, waiting, running, now, stuck)
         if now - self._written_at >= STATUS_S:
             self._written_at = now
-            write_status(self.run_dir, status)
-        if self._on_status is not None:
-            self._on_status(status)
+            with self._room("status.json"):
+                write_status(self.run_dir, self.status)
+
+    @contextlib.contextmanager
+    def _room(self, what: str) -> Iterator[None]:
+        """A full disk is told by `no_room`; the run ends by it in order."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+                raise
+            self._journal.roll_back()
+            self.no_room = f"no space left for {what} in {self.run_dir}"
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.no_room = f"no space left for {what} in {self.run_dir}"
 
     def end(self, state: str, devices: Sequence[DeviceView], *, interrupted: bool) -> RunSummary:
         """Close the journal and sum the run up."""
         now = time.monotonic()
-        status = self._status(state, devices, (), 0, now)
-        write_status(self.run_dir, status)
-        if self._on_status is not None:
-            self._on_status(status)
-        self._journal.end_run(state=state, at=time.time())
+        self.status = self._status(state, devices, (), 0, now, {})
+        with self._room("status.json"):
+            write_status(self.run_dir, self.status)
+        with self._room("the journal"):
+            self._journal.end_run(state=state, at=time.time())
         self._journal.close()
         done, failed = sum(self.done.values()), len(self.failures)
         return RunSummary(
@@ -232,7 +283,13 @@ class JournalRecord:
         )
 
     def _status(
-        self, state: str, devices: Sequence[DeviceView], waiting: Sequence[Waiting], running: int, now: float
+        self,
+        state: str,
+        devices: Sequence[DeviceView],
+        waiting: Sequence[Waiting],
+        running: int,
+        now: float,
+        stuck: Mapping[str, str],
     ) -> RunStatus:
         done = sum(self.done.values())
         rate = None
@@ -251,6 +308,7 @@ class JournalRecord:
             eta_s=left / rate if rate and left else None,
             devices=tuple(device_status(view) for view in devices),
             waiting=tuple(WaitingJob(job.job_id, job.reason, now - job.since) for job in waiting),
+            stuck=tuple(JobFailure(job, reason) for job, reason in stuck.items()),
             last_event=self._last_event,
             remarks=tuple(self._remarks),
         )
@@ -272,7 +330,8 @@ class JournalRecord:
         """The attempt's number in the journal, which counts those of earlier drivers too."""
         return self._attempts_before.get(placement.job_id, 0) + placement.attempt
 
-    def _name(self, uuid: str) -> str:
+    def device_name(self, uuid: str) -> str:
+        """What a device is called."""
         return self._devices[uuid].name
 
 
@@ -308,7 +367,13 @@ _OUTCOME_NAMES: dict[type[Outcome], str] = {
     Refused: "refused",
     WorkerDied: "worker_died",
     TimedOut: "timed_out",
+    Cancelled: "cancelled",
 }
+
+
+def _new_job(request: JobRequest) -> NewJob:
+    shape, dtype = request.form
+    return NewJob(request.job_id, request.output.path if request.output else None, shape, dtype)
 
 
 def outcome_detail(outcome: Outcome) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from scheduler.execution.record import JOURNAL, JournalRecord
 from scheduler.execution.run import carry_out
 from scheduler.execution.run_lock import run_lock
 from scheduler.execution.status import RunStatus, RunSummary
-from scheduler.execution.worker import read_worker_pids
+from scheduler.execution.worker_plugin import read_worker_pids
 from scheduler.images.errors import InputError
 from scheduler.images.outputs import check_output_folder, remove_partials, verify_stack
 
@@ -51,11 +51,11 @@ def resume(
         remove_partials({job.output.parent for job in prepared.jobs}, read_worker_pids(run_dir))
 
         def go_on() -> JournalRecord:
-            return JournalRecord.go_on(run_dir, [job.job_id for job in prepared.jobs], on_status)
+            return JournalRecord.go_on(run_dir, [job.job_id for job in prepared.jobs])
 
         if not prepared.jobs:
             return go_on().end("done", (), interrupted=False)
-        return carry_out(prepared, run_dir, go_on, overwrite=True, stop=stop)
+        return carry_out(prepared, run_dir, go_on, overwrite=True, on_status=on_status, stop=stop)
 
 
 def _read(run_dir: Path) -> tuple[RunConfig, dict[str, JournalJob]]:

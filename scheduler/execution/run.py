@@ -1,34 +1,32 @@
 """`run(config)`: the main job, from a config to finished outputs and an account of what ran where."""
 
-import secrets
+import contextlib
 import threading
-import time
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from scheduler.config.model import RunConfig
-from scheduler.core.dispatcher import Dispatcher
-from scheduler.core.footprint import Estimates
-from scheduler.core.model import DeviceKind, JobPlan, Placement
-from scheduler.core.policy import OnPressure, Policy
-from scheduler.execution.attempt import AttemptTask, OutputTarget
-from scheduler.execution.cluster import local_cluster
-from scheduler.execution.devices import open_devices, virtual_tag
-from scheduler.execution.driver import Driver
-from scheduler.execution.fleet import Fleet
-from scheduler.execution.jobs import Form, dispatcher_job, plans_by_form
-from scheduler.execution.plans import step_types
+from distributed import Client
+
+from scheduler.config.cluster import AddressCluster, LocalCluster, SlurmCluster
+from scheduler.config.model import RunConfig, VirtualGpus
+from scheduler.execution.devices import open_devices
+from scheduler.execution.jobs import JobRequest
+from scheduler.execution.local import local_scheduler
+from scheduler.execution.plans import job_plans, step_types
 from scheduler.execution.prepare import PreparedRun, prepare
 from scheduler.execution.record import JournalRecord
 from scheduler.execution.run_lock import run_lock
+from scheduler.execution.session import ClusterError, new_run_id
+from scheduler.execution.slurm import slurm_cluster
+from scheduler.execution.stack_scheduler import StackScheduler
 from scheduler.execution.status import RunStatus, RunSummary
-from scheduler.execution.usable import Usable, installed, working_plans
-from scheduler.execution.worker import StackyardWorker, WorkerSettings, read_worker_pids
-from scheduler.host.estimates import default_estimates_path, load_estimates, save_estimates
+from scheduler.execution.usable import installed
+from scheduler.execution.worker_plugin import read_worker_pids
 from scheduler.host.probes import Discovery
-from scheduler.host.reservations import Reservations
 from scheduler.images.outputs import remove_partials
+
+VIEW_S = 0.25
+CONNECT_S = 30
 
 
 def run(
@@ -38,10 +36,10 @@ def run(
     on_status: Callable[[RunStatus], None] | None = None,
     stop: threading.Event | None = None,
 ) -> RunSummary:
-    """Run a config's jobs on an embedded cluster and return how it ended.
+    """Run a config's jobs on the cluster that it names and return how it ended.
 
-    Starts worker processes, which import the caller's main module again: a script calls this below
-    `if __name__ == "__main__":`.
+    The embedded cluster starts worker processes, which import the caller's main module again: a script calls
+    this below `if __name__ == "__main__":`.
 
     Parameters
     ----------
@@ -54,18 +52,18 @@ def run(
 
     Raises
     ------
-    InputError, OutputError, StepError, DevicesError
-        Nothing was started: the input, the output folder, a step or a device can't be used.
+    InputError, OutputError, StepError, DevicesError, ClusterError
+        Nothing was started: the input, the output folder, a step, a device or the cluster can't be used.
     """
     prepared = prepare(config, overwrite=overwrite)
-    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    run_dir = config.output.path / ".stackyard" / run_id
+    run_dir = config.output.path / ".stackyard" / new_run_id()
 
     def begin() -> JournalRecord:
-        return JournalRecord.begin(run_dir, config.model_dump(mode="json"), prepared.jobs, on_status)
+        requests = [prepared.request(job, run_id=run_dir.name, overwrite=overwrite) for job in prepared.jobs]
+        return JournalRecord.begin(run_dir, config.model_dump(mode="json"), requests)
 
-    with run_lock(config, run_id):
-        return carry_out(prepared, run_dir, begin, overwrite=overwrite, stop=stop)
+    with run_lock(config, run_dir.name):
+        return carry_out(prepared, run_dir, begin, overwrite=overwrite, on_status=on_status, stop=stop)
 
 
 def carry_out(
@@ -74,114 +72,110 @@ def carry_out(
     make_record: Callable[[], JournalRecord],
     *,
     overwrite: bool,
+    on_status: Callable[[RunStatus], None] | None,
     stop: threading.Event | None,
 ) -> RunSummary:
     """Run the prepared jobs; `make_record` is called once nothing is left that could refuse them all."""
-    discovery = open_devices(prepared.config, run_id=run_dir.name, jobs=len(prepared.jobs))
+    requests = [prepared.request(job, run_id=run_dir.name, overwrite=overwrite) for job in prepared.jobs]
     try:
-        names = step_types(step.step for step in prepared.steps)
-        kinds = {device.kind for device in discovery.devices if device.slots}
-        usable = {kind: installed(names, kind) for kind in kinds}
-        plans = plans_by_form(prepared, usable)
-        return _Run(prepared, discovery, make_record(), overwrite).carry_out(plans, usable, stop)
+        with _scheduler(prepared, requests, run_dir, make_record) as scheduler:
+            scheduler.wait_for_worker(stop)
+            if stop is None or not stop.is_set():
+                scheduler.submit_requests(requests, recorded=True)
+                scheduler.finish()
+            _follow(scheduler, on_status, stop)
     finally:
-        discovery.close()
+        remove_partials({job.output.parent for job in prepared.jobs}, read_worker_pids(run_dir))
+    if on_status is not None and scheduler.record.status is not None:
+        on_status(scheduler.record.status)
+    assert scheduler.summary is not None
+    return scheduler.summary
 
 
-class _Run:
-    """One run under way: its folder, its record, and what its parts need of each other."""
+def _follow(
+    scheduler: StackScheduler, on_status: Callable[[RunStatus], None] | None, stop: threading.Event | None
+) -> None:
+    """Wait for the end of the run, show its moments, and hand on the wish to stop it."""
+    shown = None
+    while not scheduler.join(VIEW_S):
+        if stop is not None and stop.is_set():
+            scheduler.stop("the run is being stopped")
+            stop = None
+        status = scheduler.status()
+        if on_status is not None and status is not None and status is not shown:
+            on_status(status)
+            shown = status
+    if scheduler.error is not None:
+        raise scheduler.error
 
-    def __init__(
-        self, prepared: PreparedRun, discovery: Discovery, record: JournalRecord, overwrite: bool
-    ) -> None:
-        self.prepared = prepared
-        self.config = prepared.config
-        self.discovery = discovery
-        self.devices = discovery.devices
-        self.record = record
-        self.run_dir = record.run_dir
-        self.run_id = record.run_dir.name
-        self.overwrite = overwrite
-        self.jobs = {job.job_id: job for job in prepared.jobs}
-        self.record.add_devices(self.devices)
-        for problem in discovery.problems:
-            self.record.remark(problem)
 
-    def carry_out(
-        self,
-        plans: dict[Form, tuple[JobPlan, ...]],
-        usable: Usable,
-        stop: threading.Event | None,
-    ) -> RunSummary:
-        """Start the cluster, run every job, and sum up."""
-        memory = self.config.memory
-        policy = Policy(
-            on_pressure=OnPressure(memory.on_pressure),
-            reproducible=memory.reproducible,
-            max_failures=self.config.jobs.max_failures,
-        )
-        dispatcher = Dispatcher(policy, self.devices, self._learned())
-        host = next(device for device in self.devices if device.kind is DeviceKind.CPU)
-        settings = WorkerSettings(
-            self.run_id, str(self.run_dir), self.devices, virtual_tag=virtual_tag(self.config, self.run_id)
-        )
-        state = "failed"
-        try:
-            with (
-                Reservations(run=self.run_id) as reservations,
-                local_cluster(self.devices, host_limit=host.total_bytes) as client,
-            ):
-                client.register_plugin(StackyardWorker(settings))
-                fleet = Fleet(client, {device.uuid: device for device in self.devices})
-                plans = working_plans(self.prepared, plans, usable, fleet, remark=self.record.remark)
-                driver = Driver(
-                    fleet,
-                    dispatcher,
-                    self.record,
-                    make_task=self._task,
-                    take_snapshots=lambda: self.discovery.snapshots(reservations),
+@contextlib.contextmanager
+def _scheduler(
+    prepared: PreparedRun,
+    requests: Sequence[JobRequest],
+    run_dir: Path,
+    make_record: Callable[[], JournalRecord],
+) -> Iterator[StackScheduler]:
+    """The scheduler on the cluster that the config names."""
+    config = prepared.config
+    with contextlib.ExitStack() as stack:
+        match config.cluster:
+            case LocalCluster():
+                discovery = open_devices(
+                    config.devices, config.memory, run_id=run_dir.name, jobs=len(requests)
                 )
-                jobs = [dispatcher_job(self.prepared, job, plans) for job in self.prepared.jobs]
-                state = driver.run(jobs, stop)
-        except KeyboardInterrupt:
-            state = "interrupted"
-            raise
-        finally:
-            remove_partials({job.output.parent for job in self.prepared.jobs}, read_worker_pids(self.run_dir))
-            self._keep(dispatcher.estimates)
-            summary = self.record.end(state, dispatcher.device_view(), interrupted=state == "interrupted")
-        return summary
-
-    def _learned(self) -> Estimates:
-        """What earlier runs have learned; a file that can't be read costs a remark, not the run."""
-        try:
-            return load_estimates(default_estimates_path())
-        except (OSError, RuntimeError, ValueError) as error:
-            self.record.remark(f"starts without what earlier runs have learned: {error}")
-            return Estimates()
-
-    def _keep(self, estimates: Estimates) -> None:
-        try:
-            save_estimates(estimates, default_estimates_path())
-        except (OSError, RuntimeError) as error:  # no home, no room, no permission
-            self.record.remark(f"what was learned isn't kept for later runs: {error}")
-
-    def _task(self, placement: Placement) -> AttemptTask:
-        job = self.jobs[placement.job_id]
-        return AttemptTask(
-            job_id=job.job_id,
-            kind=f"{placement.plan.name}:{job.source.shape}:{job.source.dtype}",
-            number=placement.attempt,
-            source=job.source,
-            steps=self.prepared.specs,
-            memory_types=placement.plan.memory_types,
-            split=placement.plan.split,
-            device_bytes=placement.reserve_bytes,
-            host_bytes=placement.host_bytes,
-            output=OutputTarget(
-                path=str(job.output),
-                format=self.config.output.format,
-                overwrite=self.overwrite,
-                provenance={"stackyard": version("stackyard"), "run": self.run_id},
-            ),
+                stack.callback(discovery.close)
+                _check_plans(prepared, requests, discovery)
+                own = local_scheduler(
+                    run_dir=run_dir,
+                    devices=config.devices,
+                    memory=config.memory,
+                    jobs=config.jobs,
+                    discovery=discovery,
+                    record=make_record(),
+                )
+                yield stack.enter_context(own)
+                return
+            case AddressCluster(address=address):
+                _refuse_virtual(config)
+                client, expected = stack.enter_context(_connected(address)), lambda: True
+                record = make_record()
+            case SlurmCluster():
+                _refuse_virtual(config)
+                record = make_record()
+                workers = stack.enter_context(
+                    slurm_cluster(config.cluster, config.devices, run_dir=run_dir, remark=record.remark)
+                )
+                client, expected = workers.client, workers.expected
+        scheduler = StackScheduler(
+            client,
+            devices=config.devices,
+            memory=config.memory,
+            jobs=config.jobs,
+            _record=record,
+            _expected=expected,
         )
+        yield stack.enter_context(scheduler)
+
+
+def _refuse_virtual(config: RunConfig) -> None:
+    if isinstance(config.devices.gpus, VirtualGpus):
+        raise ClusterError("devices.gpus: virtual GPUs are there with cluster kind local only")
+
+
+def _check_plans(prepared: PreparedRun, requests: Sequence[JobRequest], discovery: Discovery) -> None:
+    """Raise StepError, before a process is started, if no device here can run the chain on a stack."""
+    names = step_types(step.step for step in prepared.chain.steps)
+    usable = {device.kind: installed(names, device.kind) for device in discovery.devices if device.slots}
+    for form in sorted({request.form for request in requests}):
+        job_plans(prepared.chain.steps, *form, usable)
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[Client]:
+    try:
+        client = Client(address, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, TimeoutError) as error:
+        raise ClusterError(f"no Dask scheduler answers at {address}: {error}") from error
+    with client:
+        yield client

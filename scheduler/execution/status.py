@@ -33,9 +33,18 @@ class WaitingJob:
 
 
 @dataclass(frozen=True, slots=True)
+class JobFailure:
+    """A job that did not finish, and the reason a person can act on."""
+
+    job: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunStatus:
     """One moment of a run; `waiting` holds the longest waits only, longest first.
 
+    `stuck` names running jobs that seem to get nowhere, and why it seems so.
     `remarks` are what a person should know of the run as a whole, such as a device that can't be used.
     """
 
@@ -50,16 +59,9 @@ class RunStatus:
     eta_s: float | None = None
     devices: tuple[DeviceStatus, ...] = ()
     waiting: tuple[WaitingJob, ...] = ()
+    stuck: tuple[JobFailure, ...] = ()
     last_event: str = ""
     remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class JobFailure:
-    """A job that did not finish, and the reason a person can act on."""
-
-    job: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

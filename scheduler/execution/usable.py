@@ -1,22 +1,24 @@
-"""Which memory types work on which kind of device, asked where the devices are."""
+"""Which memory types work on which kind of device, asked where the devices are, and the plans that follow."""
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
+
+from distributed import Worker
 
 from memcore import BackendUnavailableError, backend_of
 from scheduler.core.model import DeviceKind, JobPlan
-from scheduler.execution.fleet import Fleet
-from scheduler.execution.jobs import Form, plans_by_form
-from scheduler.execution.prepare import PreparedRun
-from scheduler.execution.worker import current_worker
+from scheduler.execution.fleet import Fleet, WorkerProcess
+from scheduler.execution.jobs import Chain, Form
+from scheduler.execution.plans import job_plans, step_types
+from scheduler.execution.worker import state_of
 from scheduler.steps.errors import StepError
 from scheduler.steps.resolve import StepSpec
 
 Usable = Mapping[DeviceKind, tuple[str, ...]]
-Plans = dict[Form, tuple[JobPlan, ...]]
 
 
-def installed(memory_types: Iterable[str], kind: DeviceKind) -> tuple[str, ...]:
-    """The memory types that are installed here and may work on a device of that kind; imports none of them.
+def fitting(memory_types: Iterable[str], kind: DeviceKind) -> tuple[str, ...]:
+    """The memory types that may work on a device of that kind; imports none of them.
 
     A virtual GPU is host memory by another name: NumPy is what would run without it, and CuPy has nothing but
     CUDA to run on.
@@ -30,14 +32,23 @@ def installed(memory_types: Iterable[str], kind: DeviceKind) -> tuple[str, ...]:
             fits = name not in ("numpy", "cupy")
         else:
             fits = "gpu" in backend.device_kinds
-        if fits and backend.installed():
+        if fits:
             found.append(name)
     return tuple(found)
 
 
-def problems_here(specs: Iterable[StepSpec], memory_types: Iterable[str]) -> dict[str, str]:
+def installed(memory_types: Iterable[str], kind: DeviceKind) -> tuple[str, ...]:
+    """Those of them whose library is installed here."""
+    return tuple(name for name in fitting(memory_types, kind) if backend_of(name).installed())
+
+
+def problems_here(
+    specs: Iterable[StepSpec], memory_types: Iterable[str], dask_worker: Worker
+) -> dict[str, str]:
     """Run in a worker: why installed memory types don't work on its device, by name; imports them."""
-    worker = current_worker()
+    worker = state_of(dask_worker.id)
+    if worker is None:
+        return {}
     for spec in specs:
         worker.step(spec)  # its module may register a memory type
     wanted = "gpu" if worker.device.kind in (DeviceKind.CUDA, DeviceKind.OPENCL) else None
@@ -54,47 +65,104 @@ def problems_here(specs: Iterable[StepSpec], memory_types: Iterable[str]) -> dic
     return problems
 
 
-def working_plans(
-    prepared: PreparedRun, plans: Plans, usable: Usable, fleet: Fleet, *, remark: Callable[[str], None]
-) -> Plans:
-    """Plans whose memory types work in the GPUs' workers; `remark` is told of those that don't, and why.
+class Planner:
+    """Plans for chains and forms, of memory types that work in the workers that are there.
 
-    Only what the plans use is tried there, since a framework takes seconds to import.
+    What a plan uses on GPUs is tried in their workers, once and only then, since a framework takes seconds to
+    import. `remark` is told of what doesn't work, and why. Workers of the kinds `expected` may come later: there
+    are plans for them too.
 
-    Raises
-    ------
-    StepError
-        Without the memory types that don't work, no device can run the chain.
+    Notes
+    -----
+    Thread-safe. Workers that come later have to have what the first of their kind had.
     """
-    usable = dict(usable)
-    checked: set[tuple[str, str]] = set()
-    problems: list[str] = []
-    while True:
-        wanted = {
-            (device.uuid, name)
-            for device in fleet.devices.values()
-            if device.kind is not DeviceKind.CPU
-            for plan in {plan for each in plans.values() for plan in each}
-            if device.kind in plan.device_kinds
-            for name in plan.memory_types
-            if name != "numpy"
-        }
-        if wanted <= checked:
-            return plans
-        for uuid in sorted({uuid for uuid, _ in wanted - checked}):
-            device = fleet.devices[uuid]
-            names = sorted(name for each, name in wanted - checked if each == uuid)
+
+    def __init__(
+        self, fleet: Fleet, remark: Callable[[str], None], *, expected: Iterable[DeviceKind] = ()
+    ) -> None:
+        self._fleet = fleet
+        self._expected = tuple(expected)
+        self._remark = remark
+        self._broken: dict[DeviceKind, dict[str, str]] = {}
+        self._checked: set[tuple[str, str]] = set()
+        self._plans: dict[tuple[str, Form, tuple[DeviceKind, ...]], tuple[JobPlan, ...]] = {}
+        self._lock = threading.Lock()
+
+    def plans(self, chain: Chain, form: Form) -> tuple[JobPlan, ...]:
+        """The plans for a stack of this form, best first.
+
+        Raises
+        ------
+        StepError
+            No kind of device that is there can run the chain.
+        """
+        with self._lock:
+            processes = self._fleet.processes
+            kinds = tuple(sorted({process.hello.device.kind for process in processes}))
+            key = chain.digest, form, kinds
+            if key not in self._plans:
+                self._plans[key] = self._working(chain, form, processes)
+            return self._plans[key]
+
+    def _working(self, chain: Chain, form: Form, processes: tuple[WorkerProcess, ...]) -> tuple[JobPlan, ...]:
+        while True:
+            usable = self._usable(chain, processes)
+            problems = [problem for broken in self._broken.values() for problem in broken.values()]
+            try:
+                plans = job_plans(chain.steps, *form, usable)
+            except StepError as error:
+                raise StepError(f"{error} ({'; '.join(problems)})" if problems else str(error)) from error
+            if not self._check(chain, plans, processes, usable):
+                return plans
+
+    def _usable(self, chain: Chain, processes: tuple[WorkerProcess, ...]) -> Usable:
+        names = step_types(step.step for step in chain.steps)
+        known = {name for process in processes for name in process.hello.installed}
+        found: dict[DeviceKind, tuple[str, ...]] = {}
+        for process in processes:
+            kind = process.hello.device.kind
+            # A memory type that a step's own module registers comes with that module.
+            there = [name for name in names if name in process.hello.installed or name not in known]
+            fits = set(fitting(there, kind)) - self._broken.get(kind, {}).keys()
+            found[kind] = tuple(name for name in found.get(kind, names) if name in fits)
+        for kind in self._expected:
+            found.setdefault(kind, fitting([name for name in names if name in known], kind))
+        return found
+
+    def _check(
+        self, chain: Chain, plans: tuple[JobPlan, ...], processes: tuple[WorkerProcess, ...], usable: Usable
+    ) -> bool:
+        """Try what the plans use on GPUs and wasn't tried yet; True if something doesn't work."""
+        found = False
+        for process in processes:
+            device = process.hello.device
+            if device.kind is DeviceKind.CPU or not process.usable:
+                continue
+            names = sorted(
+                name
+                for name in {
+                    name for plan in plans if device.kind in plan.device_kinds for name in plan.memory_types
+                }
+                if name != "numpy" and (process.address, name) not in self._checked
+            )
+            if not names:
+                continue
+            self._checked |= {(process.address, name) for name in names}
             if "tensorflow" in names and "pyclesperanto" in usable[device.kind]:
                 # PoCL must be loaded before TensorFlow, and later on it may be the next best.
                 names = ["pyclesperanto", *(name for name in names if name != "pyclesperanto")]
-            key = f"check-{uuid}-{'-'.join(names)}"
-            broken = fleet.submit(problems_here, prepared.specs, names, device=uuid, key=key).result()
-            usable[device.kind] = tuple(name for name in usable[device.kind] if name not in broken)
-            problems += broken.values()
-        checked |= wanted
-        for problem in problems:
-            remark(problem)
+            broken = self._try(process, chain, names)
+            for name, problem in broken.items():
+                found = True
+                self._broken.setdefault(device.kind, {})[name] = problem
+                self._remark(problem)
+        return found
+
+    def _try(self, process: WorkerProcess, chain: Chain, names: list[str]) -> dict[str, str]:
         try:
-            plans = plans_by_form(prepared, usable)
-        except StepError as error:
-            raise StepError(f"{error} ({'; '.join(problems)})") from error
+            return dict(self._fleet.run_on(process, problems_here, chain.specs, names))
+        except OSError as error:
+            what = " or ".join(names)
+            return dict.fromkeys(
+                names, f"the worker of {process.hello.device.name} died by using {what}: {error}"
+            )

@@ -2,60 +2,73 @@
 
 import contextlib
 import os
-import signal
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
 import psutil
-from distributed import Worker, WorkerPlugin
+from distributed import get_worker
 
 from memcore.memory_type import GpuId
 from pools import PoolSet, PressureWatcher
-from scheduler.core.model import Device, DeviceKind
-from scheduler.execution.capture import redirect_worker_output
-from scheduler.execution.environment import DEVICE_VARIABLE
+from pools.virtual import VirtualDeviceMemory
+from scheduler.core.model import Device, DeviceKind, DeviceSnapshot
+from scheduler.execution.activity import Attempts
+from scheduler.execution.growth import Growth
+from scheduler.execution.residents import Residents
 from scheduler.host.memory import HostProbe
 from scheduler.host.nvml import NvmlProbe
 from scheduler.host.reading import Probe, Reading
-from scheduler.host.reservations import Denial, Reservations
+from scheduler.host.reservations import Denial, Grant, Reservations
 from scheduler.host.timed import TimedProbe
 from scheduler.host.virtual import VirtualProbe
 from scheduler.steps.resolve import ResolvedStep, StepSpec
 
-WORKER_PIDS = "worker-pids"
 MEASURED_ATTEMPTS = 2
 REPORT_S = 0.1
 HOST_HEADROOM = 512 << 20
+# How far a process may grow beyond its pools before it is replaced: this, or a share of the host's memory.
+GROWTH_BYTES = 256 << 20
+GROWTH_SHARE = 0.125
 # Resident memory is never quite still: by less than this it isn't reported anew.
 NOTICEABLE_BYTES = 1 << 20
-
-
-def read_worker_pids(run_dir: Path) -> list[int]:
-    """Every process that has ever worked for a run, those that died included."""
-    path = run_dir / WORKER_PIDS
-    return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
     """What every worker of a run is told.
 
-    `host` is the device that stands for this host's memory. `virtual_tag` names the run's virtual devices.
+    Attributes
+    ----------
+    topic
+        The Dask topic on which workers tell the driver what happens.
+    devices
+        The run's devices, where the driver has started the workers itself; each finds its own by the
+        environment variable STACKYARD_DEVICE. Empty on other clusters, whose workers look around.
+    virtual_tag
+        Names the run's virtual devices.
+    host_share, host_limit, headroom_bytes
+        For workers that look around: how much of the host's memory may be used (a share, and bytes; 0 is no
+        limit), and what stays free on a GPU.
+    drain_s
+        How long a worker that is being closed waits for its attempts to end.
+    versions
+        The driver's, see `workplace.versions`.
     """
 
     run_id: str
     run_dir: str
-    devices: tuple[Device, ...]
+    devices: tuple[Device, ...] = ()
     virtual_tag: str = ""
-
-    @property
-    def host(self) -> Device:
-        """The CPU workers of this host, whose memory every job needs."""
-        return next(device for device in self.devices if device.kind is DeviceKind.CPU)
+    topic: str = ""
+    host_share: float = 1.0
+    host_limit: int = 0
+    headroom_bytes: int = 0
+    drain_s: float = 0.0
+    versions: tuple[tuple[str, str], ...] = ()
 
     @property
     def virtual(self) -> tuple[Device, ...]:
@@ -71,8 +84,28 @@ class RefusedError(Exception):
         self.denial = denial
 
 
+class Holding:
+    """The bytes that an attempt holds; the device's can be given back before the host's."""
+
+    def __init__(self, give_back_device: Callable[[], None]) -> None:
+        self._give_back_device = give_back_device
+
+    def release_device(self) -> None:
+        """The attempt has left the device: what was reserved there is free."""
+        self._give_back_device()
+
+
 class WorkerState:
     """One worker process of a run, bound to one device.
+
+    Parameters
+    ----------
+    host
+        The device that stands for this host's memory.
+    on_tick
+        Called with `time.monotonic()` each tenth of a second, in the thread that reports memory.
+    on_evicted
+        Told the name of a step's state that had to make room here.
 
     Notes
     -----
@@ -80,25 +113,41 @@ class WorkerState:
     looking at what the process holds until the table knows it: an older figure never follows a newer one.
     """
 
-    def __init__(self, settings: WorkerSettings, device: Device) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        device: Device,
+        host: Device,
+        *,
+        on_tick: Callable[[float], None] | None = None,
+        on_evicted: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.settings = settings
         self.device = device
+        self.host = host
         self.run_dir = Path(settings.run_dir)
-        self.pools = PoolSet(
-            host_limit=settings.host.total_bytes,
-            device_limits=self._device_limits(),
-        )
+        self.keeps_logs = self.run_dir.is_dir()
+        self.pools = PoolSet(host_limit=host.total_bytes, device_limits=self._device_limits())
         # More attempts may be admitted than compute at once: the others read or write meanwhile.
-        self.compute = threading.BoundedSemaphore(max(1, device.slots if self.on_gpu else 1))
+        self.compute = threading.BoundedSemaphore(max(1, device.slots))
+        self.attempts = Attempts()
+        self.residents = Residents(
+            self._hold_resident,
+            on_gpu=self.on_gpu,
+            refused=RefusedError,
+            measured=self._kept_on_device,
+            reclaim=lambda nbytes: self.pools.reclaim(0 if self.on_gpu else "cpu", nbytes),
+            on_evicted=on_evicted,
+        )
+        self._on_tick = on_tick
         self._reservations = Reservations(run=settings.run_id)
-        self._probes = _worker_probes(settings, device)
+        self._probes = _worker_probes(settings, device, host)
         self._steps: dict[StepSpec, ResolvedStep] = {}
         self._lock = threading.Lock()
         self._accounting = threading.Lock()
         self._reported: dict[str, tuple[int, int]] = {}
-        self._attempts = 0
-        self._overlaps = 0
         self._measured: Counter[str] = Counter()
+        self._growth = Growth(max(GROWTH_BYTES, int(GROWTH_SHARE * host.total_bytes)))
         self._closing = threading.Event()
         self._reporter = threading.Thread(target=self._keep_reporting, name="stackyard-memory", daemon=True)
         self._reporter.start()
@@ -153,7 +202,7 @@ class WorkerState:
             return self._steps[spec]
 
     @contextlib.contextmanager
-    def reserved(self, job_id: str, *, device_bytes: int, host_bytes: int) -> Iterator[None]:
+    def reserved(self, job_id: str, *, device_bytes: int, host_bytes: int) -> Iterator[Holding]:
         """Hold the bytes of an attempt while the block runs.
 
         Raises
@@ -161,13 +210,27 @@ class WorkerState:
         RefusedError
             They aren't there; nothing was reserved.
         """
-        needs = {self.settings.host.uuid: host_bytes}
+        needs = {self.host.uuid: host_bytes}
         if self.on_gpu:
             needs[self.device.uuid] = device_bytes
+        answer = self._reserve_or_evict(job_id, needs)
+        on_host, on_device = Grant(answer.ids[:1], {}), Grant(answer.ids[1:], {})
+        with contextlib.ExitStack() as device, contextlib.ExitStack() as host:
+            host.callback(self.report_memory)
+            host.callback(self._reservations.release, on_host)
+            if self.on_gpu:
+                device.callback(self.report_memory)
+                device.callback(self._reservations.release, on_device)
+            for uuid, nbytes in answer.trim.items():
+                self.pools.reclaim("cpu" if uuid == self.host.uuid else 0, nbytes)
+            device.enter_context(self.charged(device_bytes, job_id))
+            yield Holding(device.close)
+
+    def _reserve(self, what: str, needs: Mapping[str, int]) -> Grant:
         with self._accounting:
             self._reported = self.held()
             answer = self._reservations.reserve(
-                job_id,
+                what,
                 needs,
                 read=self.read,
                 headroom={self.device.uuid: self.device.headroom_bytes},
@@ -175,21 +238,70 @@ class WorkerState:
             )
         if isinstance(answer, Denial):
             raise RefusedError(answer)
+        return answer
+
+    def _reserve_or_evict(self, what: str, needs: Mapping[str, int]) -> Grant:
+        """Idle state goes before an attempt is turned away."""
+        while True:
+            try:
+                return self._reserve(what, needs)
+            except RefusedError:
+                if self.residents.make_room() is None:
+                    raise
+
+    def _kept_on_device(self) -> int | None:
+        """Bytes that can't be given back; None while another attempt's may be among them."""
+        if not self.on_gpu or self.attempts.count > 1:
+            return None
+        held, reclaimable = self.held()[self.device.uuid]
+        return held - reclaimable
+
+    @contextlib.contextmanager
+    def _hold_resident(self, name: str, nbytes: int) -> Iterator[None]:
+        """Hold what a step's `setup` keeps on this worker's device."""
+        grant = self._reserve(name, {self.device.uuid: nbytes})
         try:
-            for uuid, nbytes in answer.trim.items():
-                self.pools.reclaim("cpu" if uuid == self.settings.host.uuid else 0, nbytes)
-            with self._charged(device_bytes, job_id):
+            for each in grant.trim.values():
+                self.pools.reclaim(0 if self.on_gpu else "cpu", each)
+            with self.charged(nbytes, name):
                 yield
         finally:
-            self._reservations.release(answer)
+            self._reservations.release(grant)
             self.report_memory()
+
+    @contextlib.contextmanager
+    def charged(self, nbytes: int, what: str) -> Iterator[None]:
+        """On a virtual device `nbytes` are charged, as a real allocation would take them; else nothing happens.
+
+        Raises
+        ------
+        OutOfDeviceMemoryError
+            The virtual device is full.
+        """
+        if self.device.kind is not DeviceKind.VIRTUAL:
+            yield
+            return
+        memory, uuid = self.virtual_memory(), self.device.uuid
+        with contextlib.ExitStack() as charge:
+            with self._accounting:
+                # Noted before it is taken: else a probe in between would see a stranger's bytes.
+                self._reservations.measure(uuid, memory.used_by(os.getpid()) + nbytes, 0)
+                self._reported.pop(uuid, None)
+                charge.enter_context(memory.charge(nbytes, what))
+            yield
+
+    def virtual_memory(self) -> VirtualDeviceMemory:
+        """The account of this worker's virtual device."""
+        probe = self._probes[self.device.uuid]
+        assert isinstance(probe, VirtualProbe)
+        return probe.memory(self.device.uuid)
 
     def report_memory(self) -> None:
         """Tell the reservation table what this process holds now, if that is news."""
         with self._accounting:
             for uuid, (held, reclaimable) in self.held().items():
                 told = self._reported.get(uuid)
-                still = NOTICEABLE_BYTES if uuid == self.settings.host.uuid else 1
+                still = NOTICEABLE_BYTES if uuid == self.host.uuid else 1
                 if told is None or abs(held - told[0]) >= still or abs(reclaimable - told[1]) >= still:
                     self._reservations.measure(uuid, held, reclaimable)
                     self._reported[uuid] = held, reclaimable
@@ -208,17 +320,19 @@ class WorkerState:
             if held != shown:
                 self._reservations.note_leases(leases)
                 shown = held
+            if self._on_tick is not None:
+                self._on_tick(time.monotonic())
 
     def held(self) -> dict[str, tuple[int, int]]:
         """(held, reclaimable) bytes of this process, by device."""
         resident = psutil.Process().memory_info().rss
-        found = {self.settings.host.uuid: (resident, min(resident, self.pools.memory("cpu").idle))}
+        found = {self.host.uuid: (resident, min(resident, self.pools.memory("cpu").idle))}
         if self.device.kind is DeviceKind.CUDA:
             memory = self.pools.memory(0)
             held = sum(framework.held for framework in memory.frameworks.values())
             found[self.device.uuid] = (held, min(held, memory.reclaimable))
         elif self.device.kind is DeviceKind.VIRTUAL:
-            charged = self._virtual_memory().used_by(os.getpid())
+            charged = self.virtual_memory().used_by(os.getpid())
             found[self.device.uuid] = (charged, 0)
         return found
 
@@ -231,19 +345,22 @@ class WorkerState:
         """A device's memory now, as this process's probes see it."""
         return self._probes[uuid].read(uuid)
 
-    @contextlib.contextmanager
-    def attempt(self) -> Iterator["Company"]:
-        """Counts the attempts of this process, to tell which were alone from begin to end."""
-        with self._lock:
-            self._attempts += 1
-            if self._attempts > 1:
-                self._overlaps += 1
-            company = Company(self, alone_at_start=self._attempts == 1, overlaps=self._overlaps)
-        try:
-            yield company
-        finally:
-            with self._lock:
-                self._attempts -= 1
+    def snapshots(self) -> list[DeviceSnapshot]:
+        """The device and its host, with what every process of ours here has reserved and holds."""
+        with self._accounting:
+            readings = [self.read(uuid) for uuid in self._probes]
+        return self._reservations.snapshots(readings)
+
+    def reason_to_retire(self) -> str:
+        """Why this process should be replaced before it is given more; "" if it needn't be.
+
+        Asked after an attempt, when no other one is in the process.
+        """
+        if self.attempts.count:
+            return ""
+        resident = psutil.Process().memory_info().rss
+        pooled = self.pools.memory("cpu").idle
+        return self._growth.look(max(0, resident - pooled))
 
     def measures(self, kind: str) -> bool:
         """True for the first attempts of a kind: measuring costs fresh memory, and soon tells no news."""
@@ -251,59 +368,20 @@ class WorkerState:
             self._measured[kind] += 1
             return self._measured[kind] <= MEASURED_ATTEMPTS
 
-    @property
-    def overlaps(self) -> int:
-        """How often an attempt has begun beside another one."""
-        return self._overlaps
-
     def close(self) -> None:
         """Tear the steps down and give the pools back."""
         self._watcher.stop()
         self._closing.set()
         self._reporter.join()
+        self.residents.close()
         for step in self._steps.values():
             step.close()
         self.pools.close()
         self._reservations.note_leases(())
         self._reservations.close()
 
-    @contextlib.contextmanager
-    def _charged(self, nbytes: int, job_id: str) -> Iterator[None]:
-        """On a virtual device the reserved bytes are charged, as a real allocation would take them."""
-        if self.device.kind is not DeviceKind.VIRTUAL:
-            yield
-            return
-        memory, uuid = self._virtual_memory(), self.device.uuid
-        with contextlib.ExitStack() as charge:
-            with self._accounting:
-                # Noted before it is taken: else a probe in between would see a stranger's bytes.
-                self._reservations.measure(uuid, memory.used_by(os.getpid()) + nbytes, 0)
-                self._reported.pop(uuid, None)
-                charge.enter_context(memory.charge(nbytes, job_id))
-            yield
 
-    def _virtual_memory(self) -> Any:
-        probe = self._probes[self.device.uuid]
-        assert isinstance(probe, VirtualProbe)
-        return probe.memory(self.device.uuid)
-
-
-@dataclass(frozen=True, slots=True)
-class Company:
-    """Whether an attempt has had its process to itself so far."""
-
-    state: WorkerState
-    alone_at_start: bool
-    overlaps: int
-
-    @property
-    def alone(self) -> bool:
-        """True while no other attempt has run beside this one."""
-        return self.alone_at_start and self.state.overlaps == self.overlaps
-
-
-def _worker_probes(settings: WorkerSettings, device: Device) -> Mapping[str, Probe]:
-    host = settings.host
+def _worker_probes(settings: WorkerSettings, device: Device, host: Device) -> Mapping[str, Probe]:
     probes: dict[str, Probe] = {host.uuid: HostProbe((host.total_bytes,), slots=host.slots)}
     if device.kind is DeviceKind.CUDA:
         probes[device.uuid] = TimedProbe(NvmlProbe(), 1.0)
@@ -313,49 +391,34 @@ def _worker_probes(settings: WorkerSettings, device: Device) -> Mapping[str, Pro
     return probes
 
 
-_current: WorkerState | None = None
+# By the id of the Dask worker: a cluster in one process (`processes=False`) has several.
+_states: dict[str, WorkerState] = {}
 
 
 def current_worker() -> WorkerState:
-    """The state of the worker process that this code runs in."""
-    if _current is None:
-        raise RuntimeError("this process is no Stackyard worker: the run's worker plugin hasn't set it up")
-    return _current
+    """The state of the worker that this code runs in.
+
+    Raises
+    ------
+    RuntimeError
+        It runs in no worker that a run's plugin has set up.
+    """
+    try:
+        return _states[get_worker().id]
+    except (ValueError, KeyError):
+        raise RuntimeError("this is no Stackyard worker: the run's worker plugin hasn't set it up") from None
 
 
-def reclaim_here(nbytes: int) -> int:
-    """Give back idle memory of this worker's device; returns the bytes that came back."""
-    state = current_worker()
-    freed = state.pools.reclaim(0 if state.on_gpu else "cpu", nbytes)
-    state.report_memory()
-    return freed
+def state_of(worker_id: str) -> WorkerState | None:
+    """The state of a Dask worker of this process, by its id; None before it is set up and after its end."""
+    return _states.get(worker_id)
 
 
-class StackyardWorker(WorkerPlugin):  # type: ignore[misc]  # distributed's types are not followed
-    """Turns a Dask worker process into a worker of a run; Dask sets it up again after each restart."""
+def set_worker(worker_id: str, state: WorkerState) -> None:
+    """Make `state` that of a Dask worker of this process."""
+    _states[worker_id] = state
 
-    name: ClassVar[str] = "stackyard"
 
-    def __init__(self, settings: WorkerSettings) -> None:
-        self.settings = settings
-
-    def setup(self, worker: Worker) -> None:
-        """Bind the process to its device and send its output to the run folder."""
-        global _current
-        uuid = os.environ[DEVICE_VARIABLE]
-        device = next(device for device in self.settings.devices if device.uuid == uuid)
-        if threading.current_thread() is threading.main_thread():
-            # Ctrl-C reaches every process of the terminal; the driver alone decides what it means.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        redirect_worker_output(Path(self.settings.run_dir, "logs", f"worker-{worker.name}.log"))
-        with Path(self.settings.run_dir, WORKER_PIDS).open("a") as file:
-            file.write(f"{os.getpid()}\n")
-        _current = WorkerState(self.settings, device)
-        _current.report_memory()
-
-    def teardown(self, worker: Any) -> None:  # noqa: ARG002
-        """Give back what the process holds."""
-        global _current
-        if _current is not None:
-            _current.close()
-            _current = None
+def unset_worker(worker_id: str) -> WorkerState | None:
+    """Forget the state of a Dask worker; returns it."""
+    return _states.pop(worker_id, None)

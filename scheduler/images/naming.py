@@ -110,3 +110,11 @@ def suffix_of(format: str) -> str:
     if format not in SUFFIXES:
         raise OutputError(f"there is no output format {format!r}{nearest(format, list(SUFFIXES))}")
     return SUFFIXES[format]
+
+
+def format_of(path: Path) -> str:
+    """The format that a file's name asks for by its ending; OutputError for an unknown one."""
+    for format, suffix in sorted(SUFFIXES.items(), key=lambda item: -len(item[1])):
+        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
+            return format
+    raise OutputError(f"output {path.name!r} must end in one of {', '.join(SUFFIXES.values())}")

@@ -33,7 +33,7 @@ from scheduler.images.patterns import (
 from scheduler.images.planes import group_planes
 from scheduler.images.stack import PhysicalSize, PlaneRef, StackSource
 
-__all__ = ["PhysicalSize", "PlaneRef", "StackSource", "find_stacks", "read_stack"]
+__all__ = ["PhysicalSize", "PlaneRef", "StackSource", "find_stacks", "read_stack", "stack_of_files"]
 
 _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -77,6 +77,33 @@ def find_stacks(
     if all(source.problem for source in sources):
         raise InputError(f"no stack in {folder} can be read: {sources[0].problem}")
     return sorted(sources, key=lambda source: [natural_key(value) for _, value in source.fields])
+
+
+def stack_of_files(*paths: str | Path) -> StackSource:
+    """The stack in one file of planes, or that of several files with one plane each, in their order.
+
+    Raises
+    ------
+    InputError
+        A file that isn't there or can't be read, one that holds several stacks, or, among several, more than
+        one plane: it is named.
+    """
+    names = [str(Path(path).absolute()) for path in paths]
+    try:
+        stacks = _describe(names[0], "z", alone=len(names) > 1)
+    except (ImageError, OSError) as error:
+        raise InputError(f"{names[0]} can't be read: {error}") from error
+    if len(stacks) != 1:
+        raise InputError(f"{names[0]} holds {len(stacks)} stacks; choose one of those that find_stacks gives")
+    (stack,) = stacks
+    if stack.problem:
+        raise InputError(stack.problem)
+    if len(names) == 1:
+        return stack
+    if len(stack.planes) != 1:
+        raise InputError(f"{names[0]} holds {len(stack.planes)} planes, where each of several files has one")
+    planes = tuple(dataclasses.replace(stack.planes[0], path=name) for name in names)
+    return dataclasses.replace(stack, planes=planes, shape=(len(planes), *stack.shape[1:]))
 
 
 def read_stack(source: StackSource, out: np.ndarray[Any, Any], *, threads: int = 1) -> None:

@@ -1,7 +1,7 @@
 """A config's steps, checked before Dask is imported, with the place of what is wrong in the file."""
 
 from scheduler.config import RunConfig, config_error
-from scheduler.execution.prepare import step_spec
+from scheduler.execution.prepare import config_folder, step_spec
 from scheduler.steps.errors import StepError
 
 
@@ -10,7 +10,7 @@ def check_steps(config: RunConfig) -> None:
     problems: dict[tuple[str | int, ...], str] = {}
     for index, step in enumerate(config.steps):
         try:
-            step_spec(step, config).resolve().close()
+            step_spec(step, config_folder(config)).resolve().close()
         except StepError as error:
             keyword = next((key for key in step.with_ if repr(key) in str(error)), None)
             at = ("use",) if keyword is None else ("with", keyword)

@@ -25,7 +25,7 @@ def draw_forecast(forecast: Forecast) -> RenderableType:
         Text(printable(f"can't be read: {job.job_id}: {job.source.problem}"), style="red")
         for job in forecast.unreadable
     ]
-    chain = " → ".join(step.name for step in forecast.prepared.steps)
+    chain = " → ".join(step.name for step in forecast.prepared.chain.steps)
     parts.append(Text.assemble(("Steps    ", "bold"), printable(chain)))
     existing = f" ({count_text(forecast.existing, 'result')} there already)" if forecast.existing else ""
     more = " and so on" if len(forecast.prepared.jobs) > 1 else ""
@@ -51,7 +51,7 @@ def forecast_json(forecast: Forecast) -> dict[str, Any]:
     """The same as an object; bytes and seconds, null where nothing is known."""
     return {
         "jobs": len(forecast.prepared.jobs),
-        "steps": [step.use for step in forecast.prepared.steps],
+        "steps": [step.use for step in forecast.prepared.chain.steps],
         "results": {"folder": str(forecast.prepared.config.output.path), "existing": forecast.existing},
         "unreadable": [{"job": job.job_id, "reason": job.source.problem} for job in forecast.unreadable],
         "forms": [

@@ -1,0 +1,140 @@
+"""The attempts in one worker process: which are in it, since when, what they do, and which were alone."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import psutil
+
+# Below this share of one core a process does nothing: its threads that report and probe take about as much.
+STILL_SHARE = 0.05
+
+
+class CancelledAttemptError(Exception):
+    """The attempt was cancelled; it stops where nothing is half done."""
+
+
+@dataclass(slots=True, eq=False)
+class Activity:
+    """One attempt under way. `doing` says in a word or two what it does now."""
+
+    job_id: str
+    number: int
+    began: float
+    alone_at_start: bool
+    overlaps_before: int
+    attempts: "Attempts"
+    doing: str = "begins"
+    cancelled: bool = False
+
+    def turn_to(self, doing: str) -> None:
+        """Note what the attempt does next.
+
+        Raises
+        ------
+        CancelledAttemptError
+            It was cancelled meanwhile.
+        """
+        if self.cancelled:
+            raise CancelledAttemptError(f"stopped before it {doing}")
+        self.doing = doing
+
+    @property
+    def alone(self) -> bool:
+        """True while no other attempt has been in the process beside this one."""
+        return self.alone_at_start and self.attempts.overlaps == self.overlaps_before
+
+
+@dataclass(slots=True)
+class _Stillness:
+    """Since when a process has used no processor time."""
+
+    since: float
+    used_s: float
+    seen: float
+
+    def look(self, used_s: float, now: float) -> float:
+        """Seconds of stillness, given the process's seconds of processor time."""
+        if used_s - self.used_s > STILL_SHARE * (now - self.seen):
+            self.since = now
+        self.used_s, self.seen = used_s, now
+        return now - self.since
+
+
+@dataclass(slots=True, eq=False)
+class Attempts:
+    """Counts the attempts of this process.
+
+    Notes
+    -----
+    Thread-safe. `overlaps` says how often an attempt has begun beside another one.
+    """
+
+    overlaps: int = 0
+    _refused: set[tuple[str, int]] = field(default_factory=set)
+    _running: dict[tuple[str, int], Activity] = field(default_factory=dict)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _stillness: _Stillness | None = None
+
+    @contextlib.contextmanager
+    def begin(self, job_id: str, number: int) -> Iterator[Activity]:
+        """Count one attempt while the block runs.
+
+        Raises
+        ------
+        CancelledAttemptError
+            It was cancelled before it began.
+        """
+        with self._changed:
+            if (job_id, number) in self._refused:
+                raise CancelledAttemptError("cancelled before it began")
+            self.overlaps += bool(self._running)
+            activity = Activity(job_id, number, time.monotonic(), not self._running, self.overlaps, self)
+            self._running[job_id, number] = activity
+        try:
+            yield activity
+        finally:
+            with self._changed:
+                del self._running[job_id, number]
+                self._changed.notify_all()
+
+    def cancel(self, job_id: str, number: int) -> bool:
+        """Stop an attempt before its next step, or from beginning at all; True if it is in the process."""
+        with self._changed:
+            activity = self._running.get((job_id, number))
+            if activity is None:
+                self._refused.add((job_id, number))
+                return False
+            activity.cancelled = True
+            return True
+
+    @property
+    def count(self) -> int:
+        """How many attempts are in the process."""
+        return len(self._running)
+
+    def wait_for_none(self, timeout_s: float) -> bool:
+        """Wait until no attempt is left; False if one still is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._running, timeout_s)
+
+    def pulse(self, *, older_than_s: float) -> dict[tuple[str, int], tuple[float, str, float]]:
+        """The attempts that have lasted so long: seconds since they began, what they do, seconds of stillness.
+
+        Stillness is the whole process's: seconds in which it has used no processor time.
+        """
+        now = time.monotonic()
+        times = psutil.Process().cpu_times()
+        used = times.user + times.system
+        if self._stillness is None:
+            self._stillness = _Stillness(now, used, now)
+        still = self._stillness.look(used, now)
+        with self._changed:
+            running = list(self._running.values())
+        return {
+            (each.job_id, each.number): (now - each.began, each.doing, min(still, now - each.began))
+            for each in running
+            if now - each.began >= older_than_s
+        }

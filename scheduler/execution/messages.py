@@ -1,0 +1,118 @@
+"""What worker processes tell the driver, each as one event of a Dask topic of the run's own."""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Worker
+
+from scheduler.core.model import Device, DeviceSnapshot
+from scheduler.execution.task import AttemptReport
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A worker process is ready for attempts.
+
+    Attributes
+    ----------
+    device, host
+        The device that it serves, and the CPU device that stands for its host's memory.
+    slots
+        How many attempts this process computes at one time.
+    has_nanny
+        A new process takes its place if it ends.
+    installed
+        Memory types that are installed there.
+    problems
+        What a person should know of it, in words.
+    """
+
+    address: str
+    name: str
+    pid: int
+    device: Device
+    host: Device
+    slots: int
+    has_nanny: bool
+    installed: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A worker process is about to go: it ends what it has and should be given nothing more."""
+
+    address: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The scheduler has removed a worker."""
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """The memory of a worker's device and host, where the driver can't look by itself."""
+
+    snapshots: tuple[DeviceSnapshot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """A worker process is alive; `attempts` that have lasted a while are in it, by (job, number).
+
+    Each has its seconds since it began, what it does now, and since how many seconds its process has used no
+    processor time.
+    """
+
+    address: str
+    attempts: Mapping[tuple[str, int], tuple[float, str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """An attempt has left the device for good; it still has host memory."""
+
+    job_id: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An attempt has come to its end."""
+
+    job_id: str
+    number: int
+    report: AttemptReport
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """What a step's `setup` kept is gone from a device."""
+
+    device: str
+    name: str
+
+
+Message = Hello | Leaving | Left | Readings | Pulse | Released | Ended | Evicted
+
+
+def tell(worker: Worker, topic: str, message: Message) -> None:
+    """Send `message` to whoever listens to the topic, in order with the worker's other news; from any thread."""
+    worker.log_event(topic, packed(message))
+
+
+def packed(message: Message) -> dict[str, bytes]:
+    """The message in a form that Dask's events can carry."""
+    return {"told": pickle.dumps(message)}
+
+
+def heard(event: tuple[float, Mapping[str, Any]]) -> Message:
+    """The message of one event of the topic."""
+    message: Message = pickle.loads(event[1]["told"])
+    return message

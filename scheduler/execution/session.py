@@ -1,0 +1,383 @@
+"""One run of the dispatcher on a Dask cluster: what joins workers, plans, driver and record."""
+
+import concurrent.futures
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from distributed import Client
+from numpy.typing import NDArray
+
+from scheduler.core.dispatcher import Dispatcher
+from scheduler.core.events import Done
+from scheduler.core.footprint import Estimates
+from scheduler.core.instructions import JobOutcome
+from scheduler.core.model import DeviceKind, Placement
+from scheduler.core.policy import Policy
+from scheduler.execution.driver import STOP_GRACE_S, ClusterTerms, Driver, TakeSnapshots
+from scheduler.execution.fleet import Fleet
+from scheduler.execution.jobs import JobRequest, dispatcher_job
+from scheduler.execution.messages import heard
+from scheduler.execution.record import JournalRecord
+from scheduler.execution.status import RunStatus, RunSummary
+from scheduler.execution.task import AttemptReport, AttemptTask
+from scheduler.execution.usable import Planner
+from scheduler.execution.worker import WorkerSettings
+from scheduler.execution.worker_plugin import StackyardScheduler, StackyardWorker
+from scheduler.host.estimates import default_estimates_path, load_estimates, save_estimates
+
+WORKERS_S = 60.0
+TURN_S = 0.25
+LISTEN_S = 0.05
+
+
+class ClusterError(RuntimeError):
+    """The Dask cluster can't be used; the message says what it lacks."""
+
+
+class JobFailedError(RuntimeError):
+    """A job didn't end as done; the message is its reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """How a job ended.
+
+    Attributes
+    ----------
+    outcome
+        done, failed, cancelled or set_aside.
+    outputs
+        The files that were written.
+    arrays
+        The results by name, for jobs submitted with `returns="array"`: copies, never pool memory. The result of
+        a chain is called "stack".
+    device
+        Name of the device of the last attempt; "" if there was none.
+    attempts
+        How many times the job was tried.
+    peak_bytes
+        The most memory that it held, where that was measured: of its device, of the host on a CPU.
+    reason
+        In words, why it ended so.
+    """
+
+    outcome: JobOutcome
+    outputs: tuple[Path, ...] = ()
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    device: str = ""
+    attempts: int = 0
+    peak_bytes: int | None = None
+    reason: str = ""
+
+    def check(self) -> "JobResult":
+        """The result itself, if the job is done. Raises JobFailedError with the reason if it isn't."""
+        if self.outcome is not JobOutcome.DONE:
+            raise JobFailedError(self.reason)
+        return self
+
+
+class StackFuture(concurrent.futures.Future[JobResult]):
+    """The end of a job that was submitted. Its result is a `JobResult`, for jobs that failed too.
+
+    `cancel` asks the scheduler to give the job up, running or not; if that comes in time the future is
+    cancelled, and otherwise it has the job's result.
+    """
+
+    def __init__(self, name: str, session: "Session") -> None:
+        super().__init__()
+        self.name = name
+        self._session = session
+
+    def cancel(self) -> bool:
+        """Ask for the job to be given up; False if it has ended already."""
+        if self.done():
+            return False
+        self._session.cancel([self])
+        return True
+
+    def _cancelled(self) -> None:
+        super().cancel()
+        self.set_running_or_notify_cancel()
+
+
+class Session:
+    """Runs jobs on the workers of a Dask cluster until it is closed.
+
+    Parameters
+    ----------
+    settings
+        What its workers are told; the topic is filled in here.
+    record
+        Where everything is written down.
+    take_snapshots
+        Reads every device's memory, where the driver can; None where the workers send their readings.
+
+    Raises
+    ------
+    ClusterError
+        No worker came, or the cluster's environment lacks something.
+
+    Notes
+    -----
+    The driver has a thread of its own; everything here may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        settings: WorkerSettings,
+        record: JournalRecord,
+        *,
+        policy: Policy,
+        terms: ClusterTerms,
+        take_snapshots: TakeSnapshots | None = None,
+    ) -> None:
+        self.record = record
+        self.error: BaseException | None = None
+        self._client = client
+        self._topic = f"stackyard-{secrets.token_hex(4)}"
+        self._terms = terms
+        self._requests: dict[str, JobRequest] = {}
+        self._futures: dict[str, StackFuture] = {}
+        self._lock = threading.Lock()
+        self._batch = 0
+        self._names_taken: set[str] = set()
+        fleet = self._fleet = Fleet(client, self._topic)
+        elastic = (DeviceKind.CUDA, DeviceKind.CPU) if terms.elastic else ()
+        self._planner = Planner(fleet, record.remark, expected=elastic)
+        self._dispatcher = Dispatcher(policy, (), self._learned())
+        self._driver = Driver(
+            fleet,
+            self._dispatcher,
+            record,
+            make_task=self._task,
+            on_finished=self._finished,
+            take_snapshots=take_snapshots,
+            terms=terms,
+        )
+        self._plugins = StackyardWorker(replace(settings, topic=self._topic)), StackyardScheduler(self._topic)
+        self._thread = threading.Thread(target=self._drive, name="stackyard-driver", daemon=True)
+        self._connect()
+
+    def _connect(self) -> None:
+        self._listen()
+        self._thread.start()
+        worker_plugin, scheduler_plugin = self._plugins
+        try:
+            self._client.register_plugin(scheduler_plugin)
+            self._client.register_plugin(worker_plugin)
+        except Exception as error:
+            self._end_at_once("the cluster can't be used")
+            raise ClusterError(
+                f"the Dask cluster at {self._client.scheduler.address} can't be used: {type(error).__name__}: {error}; "
+                "stackyard has to be installed for its scheduler and its workers, in the same version"
+            ) from error
+        there = len(self._client.scheduler_info(n_workers=-1)["workers"])
+        if not self._driver.wait_for_workers(there, WORKERS_S):
+            self._end_at_once("workers aren't ready")
+            if self.error is not None:
+                raise self.error
+            raise ClusterError(f"of {there} workers not every one was ready in {WORKERS_S:.0f} s")
+
+    def _listen(self) -> None:
+        """Subscribe to the workers' messages, and see that none can be missed from here on."""
+        listening = threading.Event()
+
+        def hear(event: tuple[float, dict[str, Any]]) -> None:
+            if "told" in event[1]:
+                self._driver.hear(heard(event))
+            else:
+                listening.set()
+
+        self._client.subscribe_topic(self._topic, hear)
+        # The subscription goes another way than what makes the workers speak, and may come after it.
+        while not listening.is_set():
+            self._client.log_event(self._topic, {"listening": True})
+            listening.wait(LISTEN_S)
+
+    def wait_for_worker(self, stop: threading.Event | None = None) -> None:
+        """Wait until there is a worker, however long that takes: until then nothing can be planned.
+
+        Returns without one once `stop` is set.
+
+        Raises
+        ------
+        ClusterError
+            None is there, and none is expected any more.
+        """
+        while not self._fleet.processes and self._thread.is_alive() and not (stop and stop.is_set()):
+            if not self._terms.expected():
+                raise ClusterError("no worker is there, and none is expected any more")
+            self._driver.wait_for_workers(1, TURN_S)
+
+    def _end_at_once(self, reason: str) -> None:
+        self.stop(reason, grace_s=0.0)
+        self.join()
+        self.sum_up("failed")
+
+    # jobs
+
+    def submit_requests(self, requests: Sequence[JobRequest], *, recorded: bool = False) -> list[StackFuture]:
+        """Take jobs in; they start as soon as there is room for them. Waits until there is a worker at all.
+
+        `recorded`: the journal has them already.
+
+        Raises
+        ------
+        StepError
+            No device that is there can run a chain; nothing was taken in.
+        ValueError
+            Two jobs have one name.
+        RuntimeError
+            The session has ended.
+        """
+        if not self._thread.is_alive() or self._driver.state != "running":
+            raise RuntimeError("nothing more is started here") from self.error
+        self.wait_for_worker()
+        jobs = []
+        for request in requests:
+            plans = self._planner.plans(request.chain, request.form)
+            jobs.append(dispatcher_job(request, plans, batch=self._batch))
+        self._batch += 1
+        with self._lock:
+            names = Counter(request.job_id for request in requests)
+            taken = [name for name, count in names.items() if count > 1 or name in self._names_taken]
+            if taken:
+                raise ValueError(f"there is a job {taken[0]!r} already")
+            self._names_taken |= names.keys()
+            futures = [StackFuture(request.job_id, self) for request in requests]
+            self._requests.update((request.job_id, request) for request in requests)
+            self._futures.update((future.name, future) for future in futures)
+        self._driver.add(jobs, () if recorded else requests)
+        return futures
+
+    def cancel(self, futures: Sequence[StackFuture] | None = None, *, reason: str = "cancelled") -> None:
+        """Give up some jobs, or all of them: those that wait at once, those that run before their next step."""
+        for name in [None] if futures is None else [future.name for future in futures]:
+            self._driver.cancel(name, reason)
+
+    # the run
+
+    def stop(self, reason: str, *, grace_s: float = STOP_GRACE_S) -> None:
+        """Start nothing more; what runs gets `grace_s` seconds to finish, and the session ends."""
+        self._driver.stop(reason, grace_s)
+
+    def finish(self) -> None:
+        """End the session as soon as every job has its outcome."""
+        self._driver.finish()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the session's end; False if it goes on."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def status(self) -> RunStatus | None:
+        """The state of things now, at most a second old; None before there is any."""
+        return self.record.status
+
+    def sum_up(self, state: str | None = None) -> RunSummary:
+        """Close the record, keep what was learned, and sum up; once, after the end."""
+        self._keep(self._dispatcher.estimates)
+        state = state or ("failed" if self.error is not None else self._driver.state)
+        return self.record.end(
+            "done" if state == "running" else state,
+            self._dispatcher.device_view(),
+            interrupted=state == "interrupted",
+        )
+
+    def disconnect(self) -> None:
+        """Take the plugins off the cluster, which goes on without us."""
+        if self._client.status != "running":
+            return
+        worker_plugin, scheduler_plugin = self._plugins
+        self._client.unsubscribe_topic(self._topic)
+        self._client.unregister_worker_plugin(worker_plugin.name)
+        self._client.unregister_scheduler_plugin(scheduler_plugin.name)
+
+    def _drive(self) -> None:
+        try:
+            self._driver.run()
+        except BaseException as error:  # noqa: BLE001  told to whoever waits for a job, or for the session
+            self.error = error
+        with self._lock:
+            left = [future for future in self._futures.values() if not future.done()]
+        for future in left:
+            if self.error is not None:
+                future.set_exception(self.error)
+            else:
+                future._cancelled()
+
+    def _task(self, placement: Placement) -> AttemptTask:
+        request = self._requests[placement.job_id]
+        return AttemptTask(
+            job_id=request.job_id,
+            kind=f"{placement.plan.name}:{request.kind}",
+            number=placement.attempt,
+            source=request.source,
+            steps=request.chain.specs,
+            memory_types=placement.plan.memory_types,
+            device_bytes=placement.reserve_bytes,
+            host_bytes=placement.host_bytes,
+            output=request.output,
+            split=placement.plan.split,
+            resident_bytes=placement.resident_bytes,
+            returns_array=request.returns_array,
+        )
+
+    def _finished(
+        self,
+        job_id: str,
+        outcome: JobOutcome,
+        reason: str,
+        placement: Placement | None,
+        report: AttemptReport | None,
+        array: Any,
+    ) -> None:
+        with self._lock:
+            request = self._requests.pop(job_id)
+            future = self._futures.pop(job_id)
+        if outcome is JobOutcome.CANCELLED:
+            future._cancelled()
+            return
+        done = report.outcome if report is not None and isinstance(report.outcome, Done) else None
+        on_cpu = placement is not None and not placement.reserve_bytes
+        peak = None if done is None else done.host_peak_bytes if on_cpu else done.device_peak_bytes
+        written = outcome is JobOutcome.DONE and request.output is not None
+        future.set_result(
+            JobResult(
+                outcome,
+                (Path(request.output.path),) if written and request.output is not None else (),
+                {} if array is None else {"stack": array},
+                self.record.device_name(placement.device) if placement is not None else "",
+                placement.attempt if placement is not None else 0,
+                peak,
+                reason,
+            )
+        )
+
+    # what is learned
+
+    def _learned(self) -> Estimates:
+        """What earlier runs have learned; a file that can't be read costs a remark, not the run."""
+        try:
+            return load_estimates(default_estimates_path())
+        except (OSError, RuntimeError, ValueError) as error:
+            self.record.remark(f"starts without what earlier runs have learned: {error}")
+            return Estimates()
+
+    def _keep(self, estimates: Estimates) -> None:
+        try:
+            save_estimates(estimates, default_estimates_path())
+        except (OSError, RuntimeError) as error:  # no home, no room, no permission
+            self.record.remark(f"what was learned isn't kept for later runs: {error}")
+
+
+def new_run_id() -> str:
+    """A name for a run that no other has: its time, and a few random characters."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"

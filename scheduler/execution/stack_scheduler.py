@@ -1,0 +1,339 @@
+"""`StackScheduler(client)`: stack jobs on any Dask cluster, as futures."""
+
+import concurrent.futures
+import itertools
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+from distributed import Client
+from numpy.typing import NDArray
+
+from memcore import StackError
+from scheduler.config.model import DevicesConfig, JobsConfig, MemoryConfig, StepConfig
+from scheduler.core.model import DeviceSnapshot
+from scheduler.core.policy import OnPressure, Policy
+from scheduler.execution.devices import virtual_tag
+from scheduler.execution.driver import ClusterTerms
+from scheduler.execution.jobs import Chain, JobRequest
+from scheduler.execution.prepare import step_spec
+from scheduler.execution.record import JournalRecord
+from scheduler.execution.session import (
+    ClusterError,
+    JobFailedError,
+    JobResult,
+    Session,
+    StackFuture,
+    new_run_id,
+)
+from scheduler.execution.status import RunSummary
+from scheduler.execution.task import OutputTarget, Source
+from scheduler.execution.worker import WorkerSettings
+from scheduler.execution.worker_plugin import read_worker_pids
+from scheduler.execution.workplace import versions
+from scheduler.host.probes import Discovery
+from scheduler.host.reservations import Reservations
+from scheduler.images.errors import InputError, OutputError
+from scheduler.images.naming import format_of
+from scheduler.images.sources import StackSource, stack_of_files
+from scheduler.steps.resolve import StepSpec
+
+__all__ = [
+    "ClusterError",
+    "JobFailedError",
+    "JobResult",
+    "StackFuture",
+    "StackJob",
+    "StackScheduler",
+]
+
+# How long a worker of somebody else's cluster that is being closed may take to end what it has.
+DRAIN_S = 25.0
+_NAME = re.compile(r"[^/\x00-\x1f]{1,200}")
+Step = str | Mapping[str, Any] | StepSpec | Callable[..., Any]
+_Section = TypeVar("_Section", DevicesConfig, MemoryConfig, JobsConfig)
+
+
+@dataclass(frozen=True)
+class StackJob:
+    """One stack to be processed.
+
+    Attributes
+    ----------
+    inputs
+        The `[Z, Y, X]` stack: a NumPy array, which is sent to the worker; a file of planes (multi-page TIFF,
+        OME-TIFF, OME-Zarr), or a sequence of files with one plane each, which the workers must be able to
+        read; or a `StackSource` of `find_stacks`.
+    steps
+        Each as in the YAML's `steps`: a built-in's name or `package.module:function`, or a mapping with `use`
+        and, if need be, `with`, `memory`, `declare`; or a decorated function that the workers can import.
+    output
+        Where the result is written, by its suffix as OME-TIFF (.ome.tif), TIFF (.tif) or OME-Zarr (.ome.zarr);
+        None if it isn't.
+    name
+        Names the job in the journal and its log; one is made if it is None.
+    priority
+        Jobs of a higher one go first.
+    timeout_s
+        Seconds that an attempt may take.
+    """
+
+    inputs: Any
+    steps: Sequence[Step]
+    output: str | Path | None = None
+    name: str | None = None
+    priority: int = 0
+    timeout_s: float | None = None
+
+
+class StackScheduler(Session):
+    """Runs stack jobs on the workers of a Dask cluster, each where its memory is free.
+
+        with StackScheduler(client) as scheduler:
+            future = scheduler.submit(StackJob("cells.tif", ["gaussian"]), returns="array")
+            smooth = future.result().check().arrays["stack"]
+
+    Leaving the block waits for every job; an exception in it stops the scheduler instead. Workers that come
+    later are used; those that leave end what they have. The cluster itself goes on.
+
+    Parameters
+    ----------
+    client
+        Connected to any cluster: workers of `dask worker`, of dask-cuda, of a `LocalCluster`. Stackyard must be
+        importable by its scheduler and its workers. A worker is bound to the first GPU of its
+        CUDA_VISIBLE_DEVICES, or serves the CPU.
+    devices, memory, jobs
+        As the YAML's sections of these names: `headroom`; `on_pressure`, `host_limit`, `reproducible`;
+        `timeout_s`, `priority`, `max_failures`.
+    run_dir
+        A new folder for the journal, status.json and the jobs' logs; a temporary one if it is None.
+
+    Raises
+    ------
+    ClusterError
+        One of its processes can't import Stackyard, or a worker isn't ready within a minute.
+    pydantic.ValidationError
+        A section says something unknown.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        devices: DevicesConfig | Mapping[str, Any] | None = None,
+        memory: MemoryConfig | Mapping[str, Any] | None = None,
+        jobs: JobsConfig | Mapping[str, Any] | None = None,
+        run_dir: str | Path | None = None,
+        _record: JournalRecord | None = None,
+        _own: "OwnCluster | None" = None,
+        _expected: Callable[[], bool] = lambda: True,
+    ) -> None:
+        device_section = _section(DevicesConfig, devices)
+        memory_section = _section(MemoryConfig, memory)
+        self._jobs = _section(JobsConfig, jobs)
+        self._own = _own
+        self._names = (f"job-{number:06}" for number in itertools.count(1))
+        self._chains: dict[tuple[StepSpec, ...], Chain] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        if _record is None:
+            if run_dir is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="stackyard-")
+            run_dir = (
+                Path(self._folder.name, new_run_id()) if self._folder else Path(run_dir or "").absolute()
+            )
+            _record = JournalRecord.begin(run_dir, {})
+        self.summary: RunSummary | None = None
+        super().__init__(
+            client,
+            _settings(_record.run_dir, device_section, memory_section, _own),
+            _record,
+            policy=Policy(
+                on_pressure=OnPressure(memory_section.on_pressure),
+                reproducible=memory_section.reproducible,
+                elastic=_own is None,
+                max_failures=self._jobs.max_failures,
+            ),
+            terms=ClusterTerms(elastic=_own is None, drain_s=0.0 if _own else DRAIN_S, expected=_expected),
+            take_snapshots=_own.snapshots if _own is not None else None,
+        )
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the journal, status.json and the jobs' logs."""
+        return self.record.run_dir
+
+    def submit(self, job: StackJob, *, returns: Literal["array"] | None = None) -> StackFuture:
+        """Take one job in; it runs as soon as a device has room for it.
+
+        Parameters
+        ----------
+        returns
+            "array" brings the result back as a copy, in `JobResult.arrays`.
+
+        Raises
+        ------
+        StepError, InputError, OutputError, StackError
+            The job can't be used, and what to do about it; nothing was taken in.
+        RuntimeError
+            The scheduler is closed, or has stopped after so many equal failures.
+        """
+        return self.map([job], returns=returns)[0]
+
+    def map(self, jobs: Iterable[StackJob], *, returns: Literal["array"] | None = None) -> list[StackFuture]:
+        """Take many jobs in at once, all or none; the futures are in their order. Errors as of `submit`."""
+        if returns not in (None, "array"):
+            raise ValueError(f"returns is {returns!r}; it may be 'array' or None")
+        return self.submit_requests([self._request(job, returns is not None) for job in jobs])
+
+    def as_completed(
+        self, futures: Iterable[StackFuture], timeout: float | None = None
+    ) -> Iterator[StackFuture]:
+        """The futures in the order in which their jobs end. Raises TimeoutError after `timeout` seconds."""
+        yield from concurrent.futures.as_completed(futures, timeout)  # type: ignore[misc]  # futures of ours
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Wait for every job, or give up those that aren't done, and leave the cluster.
+
+        A second call does nothing.
+        """
+        if self.summary is not None:
+            return
+        if cancel:
+            self.stop("the scheduler is being closed", grace_s=0.0)
+        self.finish()
+        self.join()
+        self.summary = self.sum_up()
+        if self._own is None:
+            self.disconnect()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def worker_pids(self) -> list[int]:
+        """The processes of an embedded cluster that have ever worked here, those that died included."""
+        return read_worker_pids(self.run_dir)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(cancel=kind is not None)
+
+    def _request(self, job: StackJob, returns_array: bool) -> JobRequest:
+        name = job.name if job.name is not None else next(self._names)
+        if not _NAME.fullmatch(name) or name.startswith("."):
+            raise ValueError(
+                f"job name {name!r} must be fit for a file: no slash, no dot in front, 200 characters"
+            )
+        return JobRequest(
+            job_id=name,
+            chain=self._chain(job.steps),
+            source=_source(job.inputs),
+            output=_target(job.output, self.record.run_dir.name),
+            returns_array=returns_array,
+            priority=job.priority,
+            timeout_s=job.timeout_s if job.timeout_s is not None else self._jobs.timeout_s,
+        )
+
+    def _chain(self, steps: Sequence[Step]) -> Chain:
+        if isinstance(steps, str | Mapping) or not steps:
+            raise ValueError("steps must be a sequence of one or more steps")
+        specs = tuple(_spec(step) for step in steps)
+        # Resolving imports modules and checks keywords: once for each chain, not for each of its jobs.
+        if specs not in self._chains:
+            self._chains[specs] = Chain.of(specs)
+        return self._chains[specs]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCluster:
+    """A cluster whose workers the driver has started on this host: it knows their devices and reads them."""
+
+    discovery: Discovery
+    reservations: Reservations
+
+    def snapshots(self) -> list[DeviceSnapshot]:
+        """Every device's memory now."""
+        return self.discovery.snapshots(self.reservations)
+
+
+def _settings(
+    run_dir: Path, devices: DevicesConfig, memory: MemoryConfig, own: OwnCluster | None
+) -> WorkerSettings:
+    run_id = run_dir.name
+    if own is not None:
+        tag = virtual_tag(devices, run_id)
+        return WorkerSettings(run_id, str(run_dir), own.discovery.devices, virtual_tag=tag)
+    share = isinstance(memory.host_limit, str)
+    return WorkerSettings(
+        run_id,
+        str(run_dir),
+        host_share=float(str(memory.host_limit).removesuffix("%")) / 100 if share else 1.0,
+        host_limit=0 if share else int(memory.host_limit),
+        headroom_bytes=int(devices.headroom),
+        drain_s=DRAIN_S,
+        versions=tuple(versions().items()),
+    )
+
+
+def _section(model: type[_Section], given: _Section | Mapping[str, Any] | None) -> _Section:
+    return given if isinstance(given, model) else model.model_validate(given or {})
+
+
+def _spec(step: Step) -> StepSpec:
+    if isinstance(step, StepSpec):
+        return step
+    if isinstance(step, str):
+        step = {"use": step}
+    if isinstance(step, Mapping):
+        return step_spec(StepConfig.model_validate(step), Path.cwd())
+    module, name = getattr(step, "__module__", None), getattr(step, "__qualname__", "")
+    if module in (None, "__main__") or "<" in name:
+        raise ValueError(
+            f"{step!r} can't be imported by a worker: put it into a module, and name it module:function"
+        )
+    return StepSpec(use=f"{module}:{name}", search_path=(str(Path.cwd()),))
+
+
+def _source(inputs: Any) -> Source:
+    if isinstance(inputs, StackSource):
+        return inputs
+    if isinstance(inputs, np.ndarray):
+        return _checked(inputs)
+    if isinstance(inputs, str | Path):
+        return stack_of_files(inputs)
+    if isinstance(inputs, Sequence) and inputs and all(isinstance(each, str | Path) for each in inputs):
+        return stack_of_files(*inputs)
+    raise InputError(
+        f"inputs is of type {type(inputs).__name__}; it may be a NumPy array [Z, Y, X], a file, a sequence of files "
+        "with a plane each, or a StackSource"
+    )
+
+
+def _checked(array: NDArray[Any]) -> NDArray[Any]:
+    if type(array) is not np.ndarray:
+        raise StackError(f"inputs is a {type(array).__name__}; take a plain NumPy array of its values")
+    if array.ndim != 3 or array.size == 0:
+        raise StackError(f"inputs has the shape {array.shape}; a stack is [Z, Y, X], none of them 0")
+    if not array.dtype.isnative or array.dtype.kind not in "buifc":
+        raise StackError(
+            f"inputs has the dtype {array.dtype.str}; take one of numbers, in this machine's byte order"
+        )
+    return array
+
+
+def _target(output: str | Path | None, run_id: str) -> OutputTarget | None:
+    if output is None:
+        return None
+    path = Path(output).absolute()
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder of output {path} doesn't exist")
+    if path.exists():
+        raise OutputError(f"output {path} exists already")
+    return OutputTarget(str(path), format_of(path), False, {"run": run_id})

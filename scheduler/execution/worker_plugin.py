@@ -1,0 +1,207 @@
+"""Turns Dask worker processes into a run's workers, and lets them and the scheduler tell the driver."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from distributed import Scheduler, SchedulerPlugin, Worker, WorkerPlugin
+
+from scheduler.core.events import Cancelled
+from scheduler.core.model import Device, DeviceKind, DeviceSnapshot
+from scheduler.execution.capture import redirect_worker_output, route_attempts_output
+from scheduler.execution.environment import DEVICE_VARIABLE, LEAVE_VARIABLE
+from scheduler.execution.messages import Ended, Evicted, Hello, Leaving, Left, Pulse, Readings, packed, tell
+from scheduler.execution.task import AttemptReport
+from scheduler.execution.worker import WorkerSettings, WorkerState, set_worker, state_of, unset_worker
+from scheduler.execution.workplace import check_versions, find_workplace, installed_here, named_for_cluster
+
+WORKER_PIDS = "worker-pids"
+PULSE_S = 0.5
+IDLE_PULSE_S = 2.0
+READING_S = 0.25
+
+
+def read_worker_pids(run_dir: Path) -> list[int]:
+    """Every process of this host that has ever worked for a run, those that died included."""
+    path = run_dir / WORKER_PIDS
+    return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class StackyardWorker(WorkerPlugin):  # type: ignore[misc]  # distributed's types are not followed
+    """Makes a Dask worker one of a run's; Dask sets it up in every worker, late and restarted ones too."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.settings = settings
+        self.name = f"stackyard-{settings.run_id}"
+
+    def setup(self, worker: Worker) -> None:
+        """Bind the process to its device, and say hello."""
+        settings = self.settings
+        if settings.devices:
+            hello, state = self._ours(worker)
+        else:
+            hello, state = self._foreign(worker)
+        set_worker(worker.id, state)
+        state.report_memory()
+        tell(worker, settings.topic, hello)
+
+    def _ours(self, worker: Worker) -> tuple[Hello, WorkerState]:
+        """A process that the driver started: its environment names its device."""
+        settings = self.settings
+        uuid = os.environ[DEVICE_VARIABLE]
+        device = next(device for device in settings.devices if device.uuid == uuid)
+        host = next(device for device in settings.devices if device.kind is DeviceKind.CPU)
+        if threading.current_thread() is threading.main_thread():
+            # Ctrl-C reaches every process of the terminal; the driver alone decides what it means.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        redirect_worker_output(Path(settings.run_dir, "logs", f"worker-{worker.name}.log"))
+        with Path(settings.run_dir, WORKER_PIDS).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        # A CPU worker process computes one attempt at a time; the device has as many processes as slots.
+        own = replace(device, slots=1) if device.kind is DeviceKind.CPU else device
+        reporter = _Reporter(worker, settings, device.uuid, ())
+        state = WorkerState(settings, own, host, on_tick=reporter.look, on_evicted=reporter.evicted)
+        return self._hello(worker, own, host, (), 1), state
+
+    def _foreign(self, worker: Worker) -> tuple[Hello, WorkerState]:
+        """A process of a cluster that we didn't start: it looks around."""
+        settings = self.settings
+        threads = worker.state.nthreads
+        limit = worker.memory_manager.memory_limit or 0
+        found = find_workplace(
+            host_share=settings.host_share,
+            memory_limits=(settings.host_limit, limit),
+            headroom_bytes=settings.headroom_bytes,
+            threads=threads,
+        )
+        problems = [*found.problems, *check_versions(dict(settings.versions))]
+        route_attempts_output()
+        device, host = named_for_cluster(found.device), named_for_cluster(found.host)
+        reporter = _Reporter(worker, settings, device.uuid, (found.device, found.host))
+        state = WorkerState(
+            settings, found.device, found.host, on_tick=reporter.look, on_evicted=reporter.evicted
+        )
+        if not state.keeps_logs:
+            problems.append(
+                f"it doesn't see the run folder {settings.run_dir}: its attempts' output isn't kept"
+            )
+        slots = device.slots if device.kind is DeviceKind.CPU else 1
+        return self._hello(worker, device, host, tuple(problems), slots), state
+
+    @staticmethod
+    def _hello(worker: Worker, device: Device, host: Device, problems: tuple[str, ...], slots: int) -> Hello:
+        return Hello(
+            address=worker.address,
+            name=str(worker.name),
+            pid=os.getpid(),
+            device=device,
+            host=host,
+            slots=slots,
+            has_nanny=worker.nanny is not None,
+            installed=installed_here(),
+            problems=problems,
+        )
+
+    async def teardown(self, worker: Worker) -> None:
+        """Let the attempts end as far as there is time for it, and give back what the process holds."""
+        state = unset_worker(worker.id)
+        if state is None:
+            return
+        tell(worker, self.settings.topic, Leaving(worker.address, "it is being closed"))
+        await asyncio.to_thread(state.attempts.wait_for_none, self.settings.drain_s)
+        await asyncio.to_thread(state.close)
+
+
+class _Reporter:
+    """Tells the driver now and then that a worker is alive, what it works at, and what its memory is like.
+
+    `device` is the worker's as the driver calls it. `local` are the devices to read for the driver, which can't
+    read them itself; under their local names.
+    """
+
+    def __init__(
+        self, worker: Worker, settings: WorkerSettings, device: str, local: tuple[Device, ...]
+    ) -> None:
+        self._device = device
+        self._worker = worker
+        self._settings = settings
+        self._names = {device.uuid: named_for_cluster(device).uuid for device in local}
+        self._leave_at = float(os.environ.get(LEAVE_VARIABLE, "inf"))
+        self._pulse_at = self._read_at = self._told_at = float("-inf")
+        self._told: list[DeviceSnapshot] = []
+        self._left = False
+
+    def look(self, now: float) -> None:
+        """Tell what is due."""
+        state = state_of(self._worker.id)
+        if state is None:
+            return
+        if now - self._pulse_at >= PULSE_S:
+            attempts = state.attempts.pulse(older_than_s=PULSE_S)
+            if attempts or now - self._pulse_at >= IDLE_PULSE_S:
+                self._pulse_at = now
+                tell(self._worker, self._settings.topic, Pulse(self._worker.address, attempts))
+        if self._names and now - self._read_at >= READING_S:
+            self._read_at = now
+            self._tell_readings(state, now)
+        if not self._left and time.time() >= self._leave_at:
+            self._left = True
+            reason = "its time on the cluster is nearly over"
+            tell(self._worker, self._settings.topic, Leaving(self._worker.address, reason))
+
+    def evicted(self, name: str) -> None:
+        """Tell that a step's state had to make room."""
+        tell(self._worker, self._settings.topic, Evicted(self._device, name))
+
+    def _tell_readings(self, state: WorkerState, now: float) -> None:
+        snapshots = [replace(each, uuid=self._names[each.uuid]) for each in state.snapshots()]
+        if snapshots != self._told or now - self._told_at >= IDLE_PULSE_S:
+            self._told, self._told_at = snapshots, now
+            tell(self._worker, self._settings.topic, Readings(tuple(snapshots)))
+
+
+class StackyardScheduler(SchedulerPlugin):  # type: ignore[misc]  # distributed's types are not followed
+    """Tells the driver which workers have left: what was pinned to them would wait for good."""
+
+    idempotent: ClassVar[bool] = True
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        self.name = f"stackyard-{topic}"
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
+        """Called by Dask once a worker is removed."""
+        scheduler.log_event(self.topic, packed(Left(worker)))
+
+
+def reclaim_here(nbytes: int, dask_worker: Worker) -> int:
+    """Give back idle memory of a worker's device; returns the bytes that came back."""
+    state = state_of(dask_worker.id)
+    if state is None:
+        return 0
+    freed = state.pools.reclaim(0 if state.on_gpu else "cpu", nbytes)
+    state.report_memory()
+    return freed
+
+
+def evict_here(device: str, name: str, topic: str, dask_worker: Worker) -> bool:
+    """Tear down what a step's `setup` keeps in a worker, if no attempt uses it, and tell the driver."""
+    state = state_of(dask_worker.id)
+    if state is None or not state.residents.evict(name):
+        return False
+    state.report_memory()
+    tell(dask_worker, topic, Evicted(device, name))
+    return True
+
+
+def cancel_here(job_id: str, number: int, topic: str, dask_worker: Worker) -> None:
+    """See that an attempt ends: one that runs stops before its next step, one that hasn't begun never will."""
+    state = state_of(dask_worker.id)
+    if state is not None and not state.attempts.cancel(job_id, number):
+        report = AttemptReport(Cancelled("it was cancelled before it began"), os.getpid())
+        tell(dask_worker, topic, Ended(job_id, number, report))
