@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from scheduler.core.policy import OnPressure
+from scheduler.stress.modes import HogMode
 
 app = typer.Typer(
     name="stackyard",
@@ -271,3 +272,60 @@ def simulate(
         as_json=as_json,
         debug=debug,
     )
+
+
+@app.command()
+def stress(
+    config: Annotated[
+        Path | None, typer.Argument(help="A YAML file with these options, which those given here replace.")
+    ] = None,
+    virtual: Annotated[
+        str | None, typer.Option(metavar="NxSIZE", help="Virtual devices, as 2x8GiB; else this host's GPUs.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="How many jobs.", show_default="200")] = None,
+    hog: Annotated[
+        HogMode | None,
+        typer.Option(help="Other programs that take device memory meanwhile.", show_default="none"),
+    ] = None,
+    kill_workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Kill so many busy workers.", show_default="0")
+    ] = None,
+    under_estimate: Annotated[
+        str | None,
+        typer.Option(metavar="P%", help="Jobs that need more than they declare.", show_default="0%"),
+    ] = None,
+    faults: Annotated[
+        bool | None,
+        typer.Option("--faults/--no-faults", help="Failing probes, a slow disk.", show_default="faults"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed makes the same jobs.", show_default="0")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Work here, and keep everything. Else a temporary folder.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Put the scheduler under memory pressure, kills and faults, and check that it keeps its promises.
+
+    Random jobs with known results run for real; what they declare is charged to the devices. Each result is
+    compared value by value, and each promise of memory is watched from outside.
+
+    Exit status: 0 all is well; 1 a job is lost, wrong, done twice or failed, or a promise was broken;
+    2 nothing could start; 130 interrupted.
+
+    Example: stackyard stress --virtual 2x8GiB --jobs 200 --hog random --kill-workers 1 --under-estimate 20%
+    """
+    from scheduler.screens.stress_command import stress_command
+
+    given = {
+        "virtual": virtual,
+        "jobs": jobs,
+        "hog": hog,
+        "kill_workers": kill_workers,
+        "under_estimate": under_estimate,
+        "faults": faults,
+        "seed": seed,
+    }
+    raise typer.Exit(stress_command(config, given, folder=folder, as_json=as_json, debug=debug))
