@@ -12,14 +12,26 @@ if TYPE_CHECKING:
     from scheduler.config.model import RunConfig as RunConfig
     from scheduler.execution.resume import resume as resume
     from scheduler.execution.run import run as run
+    from scheduler.execution.session import ClusterError as ClusterError
+    from scheduler.execution.session import JobFailedError as JobFailedError
+    from scheduler.execution.session import JobResult as JobResult
+    from scheduler.execution.session import StackFuture as StackFuture
+    from scheduler.execution.stack_scheduler import StackJob as StackJob
+    from scheduler.execution.stack_scheduler import StackScheduler as StackScheduler
     from scheduler.execution.status import RunStatus as RunStatus
     from scheduler.execution.status import RunSummary as RunSummary
 
 _HOME = {
+    "ClusterError": "scheduler.execution.session",
     "ConfigError": "scheduler.config.errors",
+    "JobFailedError": "scheduler.execution.session",
+    "JobResult": "scheduler.execution.session",
     "RunConfig": "scheduler.config.model",
     "RunStatus": "scheduler.execution.status",
     "RunSummary": "scheduler.execution.status",
+    "StackFuture": "scheduler.execution.session",
+    "StackJob": "scheduler.execution.stack_scheduler",
+    "StackScheduler": "scheduler.execution.stack_scheduler",
     "load_config": "scheduler.config.load",
     "resume": "scheduler.execution.resume",
     "run": "scheduler.execution.run",
