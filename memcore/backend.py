@@ -261,6 +261,15 @@ class Backend(ABC):
         """What the library's allocator holds on the device."""
         return MemoryHeld(0, 0)
 
+    def measure_peak(self, gpu_id: GpuId) -> Callable[[], int | None]:  # noqa: ARG002
+        """Begin to measure the most bytes that arrays take on the device beyond those there now.
+
+        The function that is returned ends it, in the same thread, and gives the bytes; None where the library
+        can't say. Two measurements of a device at one time count each other's arrays, and may spoil each
+        other.
+        """
+        return lambda: None
+
     def drain(self, gpu_id: GpuId) -> int:  # noqa: ARG002
         """Give back what the library's allocator holds unused; the bytes given back."""
         return 0

@@ -133,6 +133,21 @@ class CupyBackend(Backend):
             pool = self.library.get_default_memory_pool()
             return MemoryHeld(int(pool.total_bytes()), int(pool.free_bytes()))
 
+    def measure_peak(self, gpu_id: GpuId) -> Callable[[], int | None]:
+        meter = _PeakMeter(int(gpu_id))
+        # CuPy calls a hook's methods by name: these take the place of its own, which do nothing.
+        hook = self.library.cuda.MemoryHook()
+        hook.name = f"stackyard peak {id(meter)}"
+        hook.malloc_postprocess = meter.taken
+        hook.free_postprocess = meter.given_back
+        hook.__enter__()
+
+        def ended() -> int:
+            hook.__exit__(None, None, None)
+            return meter.peak
+
+        return ended
+
     def drain(self, gpu_id: GpuId) -> int:
         before = self.memory_held(gpu_id).held
         with self.entered(gpu_id):
@@ -175,3 +190,27 @@ class CupyBackend(Backend):
 
     def array_namespace(self, array: Array) -> Any | None:  # noqa: ARG002
         return self.library
+
+
+class _PeakMeter:
+    """Follows what one thread takes from CuPy's pool on a device, since the pool counts no peak.
+
+    What other threads give back isn't seen, so the peak is never too small.
+    """
+
+    def __init__(self, gpu_id: int) -> None:
+        self.peak = 0
+        self._gpu_id = gpu_id
+        self._live = 0
+        self._sizes: dict[int, int] = {}
+
+    def taken(self, *, device_id: int, mem_size: int, mem_ptr: int, pmem_id: int, **_: Any) -> None:
+        """Memory was taken from the pool; its address is 0 where that failed."""
+        if device_id == self._gpu_id and mem_ptr:
+            self._sizes[pmem_id] = mem_size
+            self._live += mem_size
+            self.peak = max(self.peak, self._live)
+
+    def given_back(self, *, pmem_id: int, **_: Any) -> None:
+        """Memory went back to the pool; what was there before the measurement isn't counted."""
+        self._live -= self._sizes.pop(pmem_id, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -155,6 +155,22 @@ class JaxBackend(Backend):
         stats = self._device(gpu_id).memory_stats() or {}
         # The BFC arena never shrinks, so nothing of it is reclaimable.
         return MemoryHeld(int(stats.get("pool_bytes", stats.get("bytes_in_use", 0))), 0)
+
+    def measure_peak(self, gpu_id: GpuId) -> Callable[[], int | None]:
+        device = self._device(gpu_id)
+        before = device.memory_stats()
+
+        def ended() -> int | None:
+            after = device.memory_stats()
+            if before is None or after is None:
+                return None
+            if after.get("num_allocs") == before.get("num_allocs", -1):
+                return 0
+            # XLA's high-water mark can't be reset: under an earlier one of the process nothing is seen.
+            raised = after["peak_bytes_in_use"] > before["peak_bytes_in_use"]
+            return int(after["peak_bytes_in_use"] - before["bytes_in_use"]) if raised else None
+
+        return ended
 
     def delete(self, array: Array) -> bool:
         array.delete()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -195,6 +195,14 @@ class TensorflowBackend(Backend):
         return MemoryHeld(
             int(self.library.config.experimental.get_memory_info(f"GPU:{gpu_id}")["current"]), 0
         )
+
+    def measure_peak(self, gpu_id: GpuId) -> Callable[[], int | None]:
+        if self.in_host_memory(gpu_id):
+            return super().measure_peak(gpu_id)
+        counters, device = self.library.config.experimental, f"GPU:{gpu_id}"
+        counters.reset_memory_stats(device)
+        before = int(counters.get_memory_info(device)["current"])
+        return lambda: max(0, int(counters.get_memory_info(device)["peak"]) - before)
 
     def is_oom(self, error: BaseException) -> bool:
         tensorflow = sys.modules.get("tensorflow")

@@ -171,6 +171,15 @@ class TorchBackend(Backend):
         split = int(stats.get("inactive_split_bytes.all.current", 0))
         return MemoryHeld(held, max(0, held - busy - split))
 
+    def measure_peak(self, gpu_id: GpuId) -> Callable[[], int | None]:
+        if gpu_id == "cpu":
+            return super().measure_peak(gpu_id)
+        cuda = self.library.cuda
+        if cuda.is_initialized():  # before that there are no statistics to reset
+            cuda.reset_peak_memory_stats(gpu_id)
+        before = int(cuda.memory_allocated(gpu_id))
+        return lambda: max(0, int(cuda.max_memory_allocated(gpu_id)) - before)
+
     def drain(self, gpu_id: GpuId) -> int:
         before = self.memory_held(gpu_id).held
         if gpu_id != "cpu":

@@ -250,6 +250,15 @@ class BackendContract:
         assert self.backend.drain(self.place) >= 0
         self.assert_same(kept, numbers())
 
+    def test_a_peak_counts_what_was_made_meanwhile_or_is_unknown(self) -> None:
+        before = self.make(numbers())
+        ended = self.backend.measure_peak(self.place)
+        made = [self.make(numbers()) for _ in range(2)]
+        del made
+        peak = ended()
+        assert peak is None or peak >= 120
+        self.assert_same(before, numbers())
+
     def test_only_running_out_of_memory_counts_as_that(self) -> None:
         assert self.backend.is_oom(MemoryError())
         assert not self.backend.is_oom(RuntimeError("out of memory"))

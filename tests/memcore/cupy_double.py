@@ -7,6 +7,7 @@ forgotten `Device` shows.
 from __future__ import annotations
 
 import threading
+import weakref
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -106,10 +107,47 @@ def _check(array: ndarray) -> None:
     POOL.flush() if not POOL.pending or POOL.pending[-1][0] is not array else None
 
 
+class MemoryHook:
+    """Called before and after what its thread takes from the pool and gives back, while it is entered."""
+
+    name = "MemoryHook"
+
+    def __enter__(self) -> MemoryHook:
+        hooks = _hooks()
+        if self.name in hooks:
+            raise KeyError(f"memory hook {self.name} already exists")
+        hooks[self.name] = self
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        del _hooks()[self.name]
+
+    def malloc_postprocess(self, **told: int) -> None:
+        pass
+
+    def free_postprocess(self, **told: int) -> None:
+        pass
+
+
+def _hooks() -> dict[str, MemoryHook]:
+    found: dict[str, MemoryHook] = _current.__dict__.setdefault("hooks", {})
+    return found
+
+
 def _on_current(array: np.ndarray) -> ndarray:
     made = array.view(ndarray)
     made._device = current()
+    nbytes = -(-made.nbytes // 512) * 512
+    chunk = {"device_id": current(), "mem_size": nbytes, "mem_ptr": 1 + id(made), "pmem_id": id(made)}
+    for hook in _hooks().values():
+        hook.malloc_postprocess(size=made.nbytes, **chunk)
+    weakref.finalize(made, _freed, chunk)
     return made
+
+
+def _freed(chunk: dict[str, int]) -> None:
+    for hook in _hooks().values():
+        hook.free_postprocess(**chunk)
 
 
 def _wrapped(function: Any) -> Any:
@@ -156,6 +194,7 @@ def install() -> Module:
     stream = SimpleNamespace(synchronize=POOL.flush)
     module.cuda = SimpleNamespace(  # type: ignore[attr-defined]
         Device=Device,
+        MemoryHook=MemoryHook,
         runtime=runtime,
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         get_current_stream=lambda: stream,

@@ -13,6 +13,9 @@ import pytest
 from memcore import BackendUnavailableError, backend_status, convert_memory, move_to_device, registry
 from memcore.backend import Backend
 from memcore.backends.cupy import CupyBackend
+from memcore.backends.jax import JaxBackend
+from memcore.backends.tensorflow import TensorflowBackend
+from memcore.backends.torch import TorchBackend
 from memcore.memory_type import GpuId
 from memcore.registry import backend_of
 from tests.memcore import cupy_double
@@ -134,6 +137,29 @@ class TestCupyDouble(BackendContract):
         assert self.backend.drain(1) == 1 << 20
         assert self.backend.memory_held(1).reclaimable == 0
 
+    def test_a_peak_is_what_its_thread_took_at_one_time_on_its_device(self) -> None:
+        there = self.make(numbers())
+        ended, within = self.backend.measure_peak(1), self.backend.measure_peak(1)
+        first = self.make(numbers("float32", (2, 16, 16)))
+        del there
+        second = self.make(numbers("uint8", (1, 32, 32)))
+        assert within() == 2048 + 1024
+        del second
+        with self.library.cuda.Device(0):
+            other = self.library.array(numbers("uint8", (8, 32, 32)))
+        third = self.make(numbers("uint8", (1, 16, 64)))
+        del first, other, third
+        assert ended() == 2048 + 1024
+        again = self.backend.measure_peak(1)
+        assert again() == 0
+
+    def test_memory_that_was_refused_is_in_no_peak(self) -> None:
+        ended = self.backend.measure_peak(1)
+        refused = {"device_id": 1, "size": 1 << 40, "mem_size": 1 << 40, "mem_ptr": 0, "pmem_id": 0}
+        for hook in cupy_double._hooks().values():
+            hook.malloc_postprocess(**refused)
+        assert ended() == 0
+
     def test_a_move_waits_for_both_devices(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # CuPy's copy between devices is asynchronous, on the target's stream alone.
         waited: list[int] = []
@@ -151,6 +177,87 @@ class TestCupyDouble(BackendContract):
         source[...] = 0
         cupy_double.POOL.flush()
         np.testing.assert_array_equal(np.asarray(array.view(np.ndarray)).ravel(), range(6))
+
+
+class Counters:
+    """A CUDA device as a library's counters tell of it: bytes in use, and the most there were."""
+
+    def __init__(self, in_use: int, peak: int) -> None:
+        self.in_use = in_use
+        self.peak = peak
+        self.allocations = 0
+
+    def run(self, nbytes: int) -> None:
+        """Take some bytes and give them back."""
+        self.allocations += 1
+        self.peak = max(self.peak, self.in_use + nbytes)
+
+    def reset(self, *_: object) -> None:
+        self.peak = self.in_use
+
+
+@pytest.mark.parametrize("initialised", [True, False])
+def test_torchs_peak_is_above_what_was_there(monkeypatch: pytest.MonkeyPatch, initialised: bool) -> None:
+    counters = Counters(100, 900) if initialised else Counters(0, 0)
+
+    def reset(place: int) -> None:
+        assert initialised, "torch refuses it before CUDA is initialised"
+        counters.reset()
+
+    cuda = SimpleNamespace(
+        is_initialized=lambda: initialised,
+        reset_peak_memory_stats=reset,
+        memory_allocated=lambda place: counters.in_use,
+        max_memory_allocated=lambda place: counters.peak,
+    )
+    backend = TorchBackend()
+    monkeypatch.setattr(backend, "_library", SimpleNamespace(cuda=cuda))
+    ended = backend.measure_peak(0)
+    counters.run(70)
+    counters.run(30)
+    assert ended() == 70
+    assert backend.measure_peak("cpu")() is None
+
+
+def test_tensorflows_peak_is_above_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    counters = Counters(100, 900)
+    experimental = SimpleNamespace(
+        reset_memory_stats=counters.reset,
+        get_memory_info=lambda device: {
+            "GPU:1": {"current": counters.in_use, "peak": counters.peak},
+        }[device],
+    )
+    config = SimpleNamespace(experimental=experimental, list_logical_devices=lambda kind: [kind])
+    backend = TensorflowBackend()
+    monkeypatch.setattr(backend, "_library", SimpleNamespace(config=config))
+    ended = backend.measure_peak(1)
+    counters.run(70)
+    assert ended() == 70
+    assert backend.measure_peak("cpu")() is None
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    # The mark of the process was 900 bytes, of which 100 are in use.
+    [([850], 850), ([850, 20], 850), ([800], None), ([20], None), ([], 0)],
+)
+def test_jaxs_peak_is_known_where_it_is_the_highest_so_far(
+    monkeypatch: pytest.MonkeyPatch, run: list[int], expected: int | None
+) -> None:
+    counters = Counters(100, 900)
+    device = SimpleNamespace(
+        memory_stats=lambda: {
+            "bytes_in_use": counters.in_use,
+            "peak_bytes_in_use": counters.peak,
+            "num_allocs": counters.allocations,
+        }
+    )
+    backend = JaxBackend()
+    monkeypatch.setattr(backend, "_device", lambda place: device)
+    ended = backend.measure_peak(0)
+    for nbytes in run:
+        counters.run(nbytes)
+    assert ended() == expected
 
 
 def cuda_devices(name: str) -> list[GpuId]:
