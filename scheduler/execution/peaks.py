@@ -1,6 +1,5 @@
-"""The most memory that an attempt held: in its host as the kernel counts it, on its device as libraries do."""
+"""The most memory that an attempt held: of its host as the kernel counts, of its device as libraries do."""
 
-import contextlib
 import ctypes
 import gc
 from collections.abc import Callable, Iterator
@@ -117,10 +116,12 @@ class DevicePeak:
     def _counting(self) -> Iterator[tuple[Backend, GpuId]]:
         """The libraries that are loaded and can have arrays on the device."""
         for backend in loaded_backends():
-            if "gpu" in backend.device_kinds:
-                # A library without this GPU, such as torch for CPUs, has nothing there.
-                with contextlib.suppress(DeviceError, BackendUnavailableError):
-                    yield backend, backend.validate_gpu_id(self._worker.gpu_id(backend.memory_type))
+            try:
+                place = backend.validate_gpu_id(self._worker.gpu_id(backend.memory_type))
+            except (DeviceError, BackendUnavailableError):
+                continue  # a build for CPUs: it has nothing there
+            if not backend.in_host_memory(place):
+                yield backend, place
 
 
 def _trim_heap() -> bool:
