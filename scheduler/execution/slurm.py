@@ -73,8 +73,6 @@ def slurm_cluster(
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         security = stack.enter_context(temporary_keys(run_dir / "tls")) if cluster.encrypt else None
-        # Dask's word on tasks whose worker has left: each is an outcome, which the run tells.
-        stack.enter_context(_quiet("distributed.scheduler"))
         if cluster.inside:
             workers = _in_allocation(cluster, devices, run_dir, security, remark)
         else:
@@ -101,9 +99,13 @@ def _by_jobs(
         protocol="tls://" if security else None,
         silence_logs=logging.CRITICAL,
     )
-    with made, Client(made) as client:
-        with WorkerJobs(cluster, name, made, client, remark, watch_s) as jobs:
-            yield SlurmWorkers(client, jobs.expected)
+    with (
+        _quiet_scheduler(),
+        made,
+        Client(made) as client,
+        WorkerJobs(cluster, name, made, client, remark, watch_s) as jobs,
+    ):
+        yield SlurmWorkers(client, jobs.expected)
 
 
 @contextlib.contextmanager
@@ -130,6 +132,7 @@ def _in_allocation(
     }
     made = SpecCluster(scheduler=scheduler, security=security, silence_logs=logging.CRITICAL)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet_scheduler())
         stack.enter_context(made)
         client = stack.enter_context(Client(made))
         command = srun_command(cluster, devices, made.scheduler_address, run_dir=run_dir)
@@ -197,8 +200,12 @@ def _scheduler_options(cluster: SlurmCluster) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
+def _quiet_scheduler() -> Iterator[None]:
+    """Keep Dask's word on tasks whose worker has left off the screen: each is an outcome, which is told.
+
+    The scheduler sets its logger's level when it starts, so `silence_logs` is undone by then.
+    """
+    logger = logging.getLogger("distributed.scheduler")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:

@@ -11,14 +11,15 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from scheduler.core.model import Device, DeviceKind
+from scheduler.execution.cluster import WRITERS
 from scheduler.execution.devices import usable_cores
 from scheduler.execution.environment import LEAVE_VARIABLE, thread_environment, worker_environment
 from scheduler.execution.slurm_commands import end_of_job
 from scheduler.execution.worker_settings import worker_settings
 from scheduler.host.nvml import NvmlProbe
 
-# An attempt may read or write beside the one that computes.
-GPU_THREADS = 2
+# One attempt computes, another may read, and those that have left the GPU write.
+GPU_THREADS = 2 + WRITERS
 _GRANTED = ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS")
 
 
