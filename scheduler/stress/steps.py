@@ -29,6 +29,8 @@ from scheduler.stress.workload import MODULI, MOST_EXCESS
 TOUCHED_SHARE = 0.0125
 # Five 64-bit integers a voxel: the value, its successor, a neighbour, and two on the way.
 ARITHMETIC_BYTES = 40
+# With a CPU as fast as the devices nothing would be under pressure.
+CPU_SLOWDOWN = 5
 
 _diaries: dict[Path, Diary] = {}
 _lock = threading.Lock()
@@ -90,7 +92,7 @@ def strain(
     with _step_run(context.job_id) as run, _held(need, context, run):
         result = _mixed(stack, rounds, weights, offset)
         # What a device's own time would be: the memory stays taken meanwhile.
-        threading.Event().wait(max(0.0, began + hold_s - time.monotonic()))
+        _wait_until(began + hold_s)
     return result
 
 
@@ -102,12 +104,14 @@ def strain_on_cpu(
     rounds: int,
     weights: Sequence[int],
     offset: int,
-    hold_s: float,  # noqa: ARG001
+    hold_s: float,
     context: StepContext,
 ) -> NDArray[Any]:
-    """`strain` on the CPU: the arithmetic alone."""
+    """`strain` on the CPU: the arithmetic alone, and it takes longer than on a device."""
+    began = time.monotonic()
     with _step_run(context.job_id):
         result: NDArray[Any] = _mixed(stack, rounds, weights, offset)
+        _wait_until(began + CPU_SLOWDOWN * hold_s)
     return result
 
 
@@ -119,6 +123,10 @@ def _turned(shape: tuple[int, ...], dtype: str) -> tuple[tuple[int, ...], str]:
 def turn(stack: NDArray[Any]) -> NDArray[Any]:
     """Planes in reverse order, rows and columns swapped: a new stack [Z, X, Y]."""
     return np.ascontiguousarray(stack[::-1].transpose(0, 2, 1))
+
+
+def _wait_until(end: float) -> None:
+    threading.Event().wait(max(0.0, end - time.monotonic()))
 
 
 def _mixed(stack: Any, rounds: int, weights: Sequence[int], offset: int) -> Any:
