@@ -1,6 +1,6 @@
 """The dispatcher: `handle(event) -> instructions`, the same for a live run and for the simulator."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from heapq import nsmallest
 from itertools import islice
 from typing import Any
@@ -13,7 +13,7 @@ from scheduler.core.footprint import Estimates
 from scheduler.core.instructions import CancelAttempt, Instruction, JobOutcome
 from scheduler.core.model import Decision, Device, DeviceView, Verdict, Waiting
 from scheduler.core.placing import Placer
-from scheduler.core.policy import OnPressure, Policy
+from scheduler.core.policy import OnPressure, Pin, Policy
 from scheduler.core.pressure import out_of_reach
 from scheduler.core.reasons import why_waiting
 from scheduler.core.records import Group, JobRecord, JobState
@@ -23,6 +23,11 @@ from scheduler.core.state import State
 class Dispatcher:
     """Decides which job runs where, when, and how; keeps the account of every device.
 
+    Parameters
+    ----------
+    pins
+        Where `policy.reproducible`: by kind of job, what an earlier part of the run has fixed.
+
     Notes
     -----
     Not thread-safe: one thread feeds it events. A device is full until its first snapshot. After `StopRun`
@@ -30,11 +35,16 @@ class Dispatcher:
     """
 
     def __init__(
-        self, policy: Policy | None = None, devices: Iterable[Device] = (), estimates: Estimates | None = None
+        self,
+        policy: Policy | None = None,
+        devices: Iterable[Device] = (),
+        estimates: Estimates | None = None,
+        *,
+        pins: Mapping[str, Pin] | None = None,
     ) -> None:
         self.policy = policy or Policy()
         self.estimates = estimates or Estimates()
-        self._state = State(self.policy, self.estimates)
+        self._state = State(self.policy, self.estimates, pins)
         self._placer = Placer(self._state)
         self._ageing = Ageing(self._state)
         self._endings = Endings(self._state, self._placer, self._ageing)

@@ -53,7 +53,9 @@ class Endings:
             if group.cold or group.alone or group.rung:
                 self._ageing.watch(group)
             return
-        reason = why_impossible(group, state.classes, state.estimates, state.policy.on_pressure)
+        reason = state.why_pinned(group) or why_impossible(
+            group, state.classes, state.estimates, state.policy.on_pressure
+        )
         kinds = {kind for plan in group.plans for kind in plan.device_kinds}
         if state.policy.elastic and not any(cls.kind in kinds for cls in state.classes):
             state.parked[group.order] = group

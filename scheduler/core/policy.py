@@ -34,3 +34,11 @@ class Policy:
     max_failures: int = 10
     overtake_limit: int = 64
     max_oom_attempts: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """How an earlier part of a reproducible run did the jobs of one kind: by which plan, on which model."""
+
+    plan: str
+    model: str

@@ -4,14 +4,14 @@ Accounts, jobs, waiting groups; and how a group enters and leaves the queues.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from heapq import heappush
 
 from scheduler.core.accounts import DeviceAccount, DeviceClass, HostAccount
 from scheduler.core.footprint import Estimates
 from scheduler.core.model import Device, DeviceKind, Job
 from scheduler.core.options import find_options, too_large_for_gpus
-from scheduler.core.policy import Policy
+from scheduler.core.policy import Pin, Policy
 from scheduler.core.records import Cohort, Group, JobRecord, Option
 
 _GroupKey = tuple[str, int, frozenset[str] | None, frozenset[str]]
@@ -23,7 +23,7 @@ class State:
     Invariant: a group with waiting jobs is in the queues of every class it has options on.
     """
 
-    def __init__(self, policy: Policy, estimates: Estimates) -> None:
+    def __init__(self, policy: Policy, estimates: Estimates, pins: Mapping[str, Pin] | None = None) -> None:
         self.policy = policy
         self.estimates = estimates
         self.now = 0.0
@@ -41,6 +41,8 @@ class State:
         self.unclaimed: list[DeviceAccount] = []
         self.deadlines: list[tuple[float, int, int, JobRecord]] = []
         self.arrivals: deque[JobRecord] = deque()
+        # by kind, for a reproducible run: what an earlier part of it has fixed, and what this one has
+        self.pins = dict(pins or {})
         self.pinned: dict[str, tuple[str, int]] = {}
         self.group_orders = 0
         self.job_orders = 0
@@ -226,14 +228,33 @@ class State:
         """
         pin = self.pinned.get(group.kind)
         if pin is None:
+            earlier = self.pins.get(group.kind)
+            if earlier is not None:
+                options = {i: kept for i, kept in options.items() if self._is_pinned(i, kept, earlier)}
             if not options:
                 return options
             # a GPU before the CPU, then the most devices, then the first that joined
             index = min(options, key=lambda i: (self.classes[i].is_cpu, -len(self.classes[i].accounts), i))
-            pin = self.pinned[group.kind] = (options[index][0].plan.name, index)
+            plan = earlier.plan if earlier is not None else options[index][0].plan.name
+            pin = self.pinned[group.kind] = (plan, index)
         name, index = pin
         kept = tuple(option for option in options.get(index, ()) if option.plan.name == name)
         return {index: kept} if kept else {}
+
+    def _is_pinned(self, index: int, options: tuple[Option, ...], pin: Pin) -> bool:
+        return self.classes[index].model == pin.model and any(
+            option.plan.name == pin.plan for option in options
+        )
+
+    def why_pinned(self, group: Group) -> str:
+        """Why a reproducible run has no place for a group that could run elsewhere; "" if that isn't why."""
+        pin = self.pins.get(group.kind)
+        if pin is None or not self.policy.reproducible or group.kind in self.pinned:
+            return ""
+        return (
+            f"memory.reproducible: the run's first part did jobs like it by {pin.plan} on "
+            f"{pin.model or 'a device'}, and no such device can take it here"
+        )
 
     def _forget(self, group: Group) -> None:
         for index, choices in group.options.items():

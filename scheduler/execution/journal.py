@@ -269,6 +269,14 @@ class Journal:
         )
         return [outcome for (outcome,) in rows]
 
+    def plans(self) -> dict[str, dict[str, Any]]:
+        """By job, how each that is done was done: the plan of its last attempt."""
+        rows = self._connection.execute(
+            "SELECT job_id, plan FROM job JOIN attempt USING (job_id) WHERE job.state = 'done' AND number ="
+            " (SELECT MAX(number) FROM attempt AS last WHERE last.job_id = job.job_id)"
+        )
+        return {job_id: json.loads(plan) for job_id, plan in rows}
+
     def done_by_device(self) -> dict[str, int]:
         """How many jobs each device, by uuid, has done; a job done twice counts where it was done last."""
         return dict(

@@ -1,11 +1,12 @@
 """The scheduler on an embedded cluster: this host's devices, and worker processes for them."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from scheduler.config.model import DevicesConfig, JobsConfig, MemoryConfig
 from scheduler.core.model import DeviceKind
+from scheduler.core.policy import Pin
 from scheduler.execution.cluster import local_cluster
 from scheduler.execution.devices import open_devices
 from scheduler.execution.record import JournalRecord
@@ -24,6 +25,7 @@ def local_scheduler(
     expected_jobs: int = 1 << 30,
     discovery: Discovery | None = None,
     record: JournalRecord | None = None,
+    pins: Mapping[str, Pin] | None = None,
 ) -> Iterator[StackScheduler]:
     """Start worker processes on this machine and run stack jobs on them, for as long as the block takes.
 
@@ -37,6 +39,8 @@ def local_scheduler(
         The devices, where they were found already; they are closed by whoever found them.
     record
         The journal, where there is one already.
+    pins
+        What an earlier part of a reproducible run has fixed.
 
     Raises
     ------
@@ -61,6 +65,7 @@ def local_scheduler(
             jobs=jobs,
             _record=record,
             _own=OwnCluster(discovery, reservations),
+            _pins=pins,
         )
         for problem in discovery.problems:
             record.remark(problem)

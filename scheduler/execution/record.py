@@ -156,6 +156,7 @@ class JournalRecord:
                     "memory_types": list(plan.memory_types),
                     "conversions": list(plan.conversions),
                     "split": asdict(plan.split) if plan.split else None,
+                    "model": self._devices[placement.device].model,
                 },
                 device_bytes=placement.reserve_bytes,
                 host_bytes=placement.host_bytes,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scheduler.config.model import RunConfig
+from scheduler.core.policy import Pin
 from scheduler.execution.journal import Journal, JournalJob
 from scheduler.execution.prepare import PreparedRun, look
 from scheduler.execution.record import JOURNAL, JournalRecord
@@ -46,7 +47,8 @@ def resume(
     with run_lock(config, run_dir.name):
         # Read again: until now another driver may have been at work.
         config, rows = _read(run_dir)
-        prepared = _unfinished(look(config), rows)
+        whole = look(config)
+        prepared = _unfinished(whole, rows)
         check_output_folder(config.output.path)
         remove_partials({job.output.parent for job in prepared.jobs}, read_worker_pids(run_dir))
 
@@ -55,7 +57,15 @@ def resume(
 
         if not prepared.jobs:
             return go_on().end("done", (), interrupted=False)
-        return carry_out(prepared, run_dir, go_on, overwrite=True, on_status=on_status, stop=stop)
+        return carry_out(
+            prepared,
+            run_dir,
+            go_on,
+            overwrite=True,
+            on_status=on_status,
+            stop=stop,
+            pins=_pins(whole, run_dir) if config.memory.reproducible else None,
+        )
 
 
 def _read(run_dir: Path) -> tuple[RunConfig, dict[str, JournalJob]]:
@@ -68,6 +78,21 @@ def _read(run_dir: Path) -> tuple[RunConfig, dict[str, JournalJob]]:
             journal.close()
     except (sqlite3.Error, ValueError, TypeError) as error:
         raise ResumeError(f"no run that can be resumed in {run_dir}: {error}") from error
+
+
+def _pins(prepared: PreparedRun, run_dir: Path) -> dict[str, Pin]:
+    """By kind of job, how those that are done were done: the rest of a reproducible run is done so too."""
+    journal = Journal.open_readonly(run_dir / JOURNAL)
+    try:
+        plans = journal.plans()
+    finally:
+        journal.close()
+    requests = [prepared.request(job, run_id=run_dir.name, overwrite=True) for job in prepared.jobs]
+    return {
+        request.kind: Pin(plans[request.job_id]["name"], plans[request.job_id].get("model", ""))
+        for request in requests
+        if request.job_id in plans
+    }
 
 
 def _unfinished(prepared: PreparedRun, rows: Mapping[str, JournalJob]) -> PreparedRun:

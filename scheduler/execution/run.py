@@ -2,13 +2,14 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from distributed import Client
 
 from scheduler.config.cluster import AddressCluster, LocalCluster, SlurmCluster
 from scheduler.config.model import RunConfig, VirtualGpus
+from scheduler.core.policy import Pin
 from scheduler.execution.devices import open_devices
 from scheduler.execution.jobs import JobRequest
 from scheduler.execution.local import local_scheduler
@@ -74,11 +75,12 @@ def carry_out(
     overwrite: bool,
     on_status: Callable[[RunStatus], None] | None,
     stop: threading.Event | None,
+    pins: Mapping[str, Pin] | None = None,
 ) -> RunSummary:
     """Run the prepared jobs; `make_record` is called once nothing is left that could refuse them all."""
     requests = [prepared.request(job, run_id=run_dir.name, overwrite=overwrite) for job in prepared.jobs]
     try:
-        with _scheduler(prepared, requests, run_dir, make_record) as scheduler:
+        with _scheduler(prepared, requests, run_dir, make_record, pins) as scheduler:
             scheduler.wait_for_worker(stop)
             if stop is None or not stop.is_set():
                 scheduler.submit_requests(requests, recorded=True)
@@ -115,6 +117,7 @@ def _scheduler(
     requests: Sequence[JobRequest],
     run_dir: Path,
     make_record: Callable[[], JournalRecord],
+    pins: Mapping[str, Pin] | None,
 ) -> Iterator[StackScheduler]:
     """The scheduler on the cluster that the config names."""
     config = prepared.config
@@ -133,6 +136,7 @@ def _scheduler(
                     jobs=config.jobs,
                     discovery=discovery,
                     record=make_record(),
+                    pins=pins,
                 )
                 yield stack.enter_context(own)
                 return
@@ -154,6 +158,7 @@ def _scheduler(
             jobs=config.jobs,
             _record=record,
             _expected=expected,
+            _pins=pins,
         )
         yield stack.enter_context(scheduler)
 

@@ -18,7 +18,7 @@ from scheduler.core.events import Done
 from scheduler.core.footprint import Estimates
 from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import DeviceKind, Placement
-from scheduler.core.policy import Policy
+from scheduler.core.policy import Pin, Policy
 from scheduler.execution.driver import STOP_GRACE_S, ClusterTerms, Driver, TakeSnapshots
 from scheduler.execution.fleet import Fleet
 from scheduler.execution.jobs import JobRequest, dispatcher_job
@@ -117,6 +117,8 @@ class Session:
         Where everything is written down.
     take_snapshots
         Reads every device's memory, where the driver can; None where the workers send their readings.
+    pins
+        What an earlier part of a reproducible run has fixed.
 
     Raises
     ------
@@ -137,6 +139,7 @@ class Session:
         policy: Policy,
         terms: ClusterTerms,
         take_snapshots: TakeSnapshots | None = None,
+        pins: Mapping[str, Pin] | None = None,
     ) -> None:
         self.record = record
         self.error: BaseException | None = None
@@ -151,7 +154,7 @@ class Session:
         fleet = self._fleet = Fleet(client, self._topic)
         elastic = (DeviceKind.CUDA, DeviceKind.CPU) if terms.elastic else ()
         self._planner = Planner(fleet, record.remark, expected=elastic)
-        self._dispatcher = Dispatcher(policy, (), self._learned())
+        self._dispatcher = Dispatcher(policy, (), self._learned(), pins=pins)
         self._driver = Driver(
             fleet,
             self._dispatcher,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from memcore import StackError
 from scheduler.config.model import DevicesConfig, JobsConfig, MemoryConfig, StepConfig
 from scheduler.core.model import DeviceSnapshot
-from scheduler.core.policy import OnPressure, Policy
+from scheduler.core.policy import OnPressure, Pin, Policy
 from scheduler.execution.devices import virtual_tag
 from scheduler.execution.driver import ClusterTerms
 from scheduler.execution.jobs import Chain, JobRequest
@@ -132,6 +132,7 @@ class StackScheduler(Session):
         _record: JournalRecord | None = None,
         _own: "OwnCluster | None" = None,
         _expected: Callable[[], bool] = lambda: True,
+        _pins: Mapping[str, Pin] | None = None,
     ) -> None:
         device_section = _section(DevicesConfig, devices)
         memory_section = _section(MemoryConfig, memory)
@@ -160,6 +161,7 @@ class StackScheduler(Session):
             ),
             terms=ClusterTerms(elastic=_own is None, drain_s=0.0 if _own else DRAIN_S, expected=_expected),
             take_snapshots=_own.snapshots if _own is not None else None,
+            pins=_pins,
         )
 
     @property

@@ -57,10 +57,10 @@ def jobs(count, *plans, kind="k", start=0, **rest):
 class World:
     """A dispatcher with known devices; instructions are kept, and what runs."""
 
-    def __init__(self, *devices, estimates=None, probed=True, **policy):
+    def __init__(self, *devices, estimates=None, probed=True, pins=None, **policy):
         self.devices = {device.uuid: device for device in devices}
         policy["on_pressure"] = OnPressure(policy.get("on_pressure", "earliest-finish"))
-        self.dispatcher = Dispatcher(Policy(**policy), devices, estimates)
+        self.dispatcher = Dispatcher(Policy(**policy), devices, estimates, pins=pins)
         self.now = 0.0
         self.running = {}
         self.finished = {}
