@@ -121,7 +121,7 @@ class Attempts:
             return self._changed.wait_for(lambda: not self._running, timeout_s)
 
     def pulse(self, *, older_than_s: float) -> dict[tuple[str, int], tuple[float, str, float]]:
-        """The attempts that have lasted so long: seconds since they began, what they do, seconds of stillness.
+        """The attempts that have lasted so long: seconds since each began, what it does, its stillness.
 
         Stillness is the whole process's: seconds in which it has used no processor time.
         """

@@ -40,7 +40,7 @@ def worker_specification(
     threads = max(1, cores // max(1, len(processes)))
     specification = {}
     for device, name in processes:
-        # On a GPU, what is admitted beyond the slots reads while the others compute, and what has left the GPU
+        # On a GPU, what is admitted beyond the slots reads while the others compute, and what has left it
         # writes meanwhile.
         at_once = 1 if device.kind is DeviceKind.CPU else device.window + WRITERS
         specification[name] = {

@@ -138,7 +138,7 @@ class Driver:
     on_finished
         Told how each job ended, in the driver's thread.
     take_snapshots
-        Reads every device's memory; called a few times a second in a thread of its own. None where the workers
+        Reads every device's memory; called a few times a second in a thread of its own. None where workers
         send their readings.
 
     Notes

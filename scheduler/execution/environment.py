@@ -15,7 +15,7 @@ THREAD_VARIABLES = (
 )
 
 DEVICE_VARIABLE = "STACKYARD_DEVICE"
-# Seconds since the epoch at which a worker stops taking attempts, since its time on a cluster ends soon after.
+# Seconds since the epoch at which a worker stops taking attempts: its time on a cluster ends soon after.
 LEAVE_VARIABLE = "STACKYARD_LEAVE_AT"
 
 

@@ -35,6 +35,6 @@ class Growth:
         if grown <= self.allowed_bytes or self._rises < RISES:
             return ""
         return (
-            f"its memory keeps growing: {gib(grown)} more than after its first jobs, and no array of the pools is "
-            "the cause"
+            f"its memory keeps growing: {gib(grown)} more than after its first jobs, and no array of the "
+            "pools is the cause"
         )

@@ -1,4 +1,4 @@
-"""Jobs as the driver is given them, and as the dispatcher knows them: with plans and the name they learn under."""
+"""Jobs as the driver is given them, and as the dispatcher knows them: with plans, and what they learn as."""
 
 import hashlib
 import json

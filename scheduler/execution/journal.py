@@ -77,8 +77,8 @@ class Journal:
 
     Notes
     -----
-    Not thread-safe, but one thread may hand it on to another: the driver's loop is the one writer. Changes become durable at `commit`, which
-    the loop calls once for each batch of events.
+    Not thread-safe, but one thread may hand it on to another: the driver's loop is the one writer. Changes
+    become durable at `commit`, which the loop calls once for each batch of events.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:

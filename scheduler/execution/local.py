@@ -19,9 +19,9 @@ from scheduler.host.reservations import Reservations
 def local_scheduler(
     *,
     run_dir: Path,
-    devices: DevicesConfig = DevicesConfig(),
-    memory: MemoryConfig = MemoryConfig(),
-    jobs: JobsConfig = JobsConfig(),
+    devices: DevicesConfig | None = None,
+    memory: MemoryConfig | None = None,
+    jobs: JobsConfig | None = None,
     expected_jobs: int = 1 << 30,
     discovery: Discovery | None = None,
     record: JournalRecord | None = None,
@@ -51,7 +51,9 @@ def local_scheduler(
     """
     with contextlib.ExitStack() as stack:
         if discovery is None:
-            discovery = open_devices(devices, memory, run_id=run_dir.name, jobs=expected_jobs)
+            discovery = open_devices(
+                devices or DevicesConfig(), memory or MemoryConfig(), run_id=run_dir.name, jobs=expected_jobs
+            )
             stack.callback(discovery.close)
         if record is None:
             record = JournalRecord.begin(run_dir, {})

@@ -103,7 +103,7 @@ Message = Hello | Leaving | Left | Readings | Pulse | Released | Ended | Evicted
 
 
 def tell(worker: Worker, topic: str, message: Message) -> None:
-    """Send `message` to whoever listens to the topic, in order with the worker's other news; from any thread."""
+    """Send `message` to who listens to the topic, in order with the worker's other news; from any thread."""
     worker.log_event(topic, packed(message))
 
 

@@ -55,8 +55,8 @@ class JobResult:
     outputs
         The files that were written.
     arrays
-        The results by name, for jobs submitted with `returns="array"`: copies, never pool memory. The result of
-        a chain is called "stack".
+        The results by name, for jobs submitted with `returns="array"`: copies, never pool memory. The result
+        of a chain is called "stack".
     device
         Name of the device of the last attempt; "" if there was none.
     attempts
@@ -178,8 +178,9 @@ class Session:
         except Exception as error:
             self._end_at_once("the cluster can't be used")
             raise ClusterError(
-                f"the Dask cluster at {self._client.scheduler.address} can't be used: {type(error).__name__}: {error}; "
-                "stackyard has to be installed for its scheduler and its workers, in the same version"
+                f"the Dask cluster at {self._client.scheduler.address} can't be used: "
+                f"{type(error).__name__}: {error}; stackyard has to be installed for its scheduler and its "
+                "workers, in the same version"
             ) from error
         there = len(self._client.scheduler_info(n_workers=-1)["workers"])
         if not self._driver.wait_for_workers(there, WORKERS_S):
@@ -261,7 +262,7 @@ class Session:
         return futures
 
     def cancel(self, futures: Sequence[StackFuture] | None = None, *, reason: str = "cancelled") -> None:
-        """Give up some jobs, or all of them: those that wait at once, those that run before their next step."""
+        """Give up some jobs, or all: those that wait at once, those that run before their next step."""
         for name in [None] if futures is None else [future.name for future in futures]:
             self._driver.cancel(name, reason)
 

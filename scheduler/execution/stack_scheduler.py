@@ -73,8 +73,8 @@ class StackJob:
         Each as in the YAML's `steps`: a built-in's name or `package.module:function`, or a mapping with `use`
         and, if need be, `with`, `memory`, `declare`; or a decorated function that the workers can import.
     output
-        Where the result is written, by its suffix as OME-TIFF (.ome.tif), TIFF (.tif) or OME-Zarr (.ome.zarr);
-        None if it isn't.
+        Where the result is written, by its suffix as OME-TIFF (.ome.tif), TIFF (.tif) or OME-Zarr
+        (.ome.zarr); None if it isn't.
     name
         Names the job in the journal and its log; one is made if it is None.
     priority
@@ -104,8 +104,8 @@ class StackScheduler(Session):
     Parameters
     ----------
     client
-        Connected to any cluster: workers of `dask worker`, of dask-cuda, of a `LocalCluster`. Stackyard must be
-        importable by its scheduler and its workers. A worker is bound to the first GPU of its
+        Connected to any cluster: workers of `dask worker`, of dask-cuda, of a `LocalCluster`. Stackyard must
+        be importable by its scheduler and its workers. A worker is bound to the first GPU of its
         CUDA_VISIBLE_DEVICES, or serves the CPU.
     devices, memory, jobs
         As the YAML's sections of these names: `headroom`; `on_pressure`, `host_limit`, `reproducible`;
@@ -313,8 +313,8 @@ def _source(inputs: Any) -> Source:
     if isinstance(inputs, Sequence) and inputs and all(isinstance(each, str | Path) for each in inputs):
         return stack_of_files(*inputs)
     raise InputError(
-        f"inputs is of type {type(inputs).__name__}; it may be a NumPy array [Z, Y, X], a file, a sequence of files "
-        "with a plane each, or a StackSource"
+        f"inputs is of type {type(inputs).__name__}; it may be a NumPy array [Z, Y, X], a file, a sequence "
+        "of files with a plane each, or a StackSource"
     )
 
 

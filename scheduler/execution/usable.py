@@ -69,8 +69,8 @@ class Planner:
     """Plans for chains and forms, of memory types that work in the workers that are there.
 
     What a plan uses on GPUs is tried in their workers, once and only then, since a framework takes seconds to
-    import. `remark` is told of what doesn't work, and why. Workers of the kinds `expected` may come later: there
-    are plans for them too.
+    import. `remark` is told of what doesn't work, and why. Workers of the kinds `expected` may come later:
+    there are plans for them too.
 
     Notes
     -----

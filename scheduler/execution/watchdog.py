@@ -52,7 +52,7 @@ class Watchdog:
         return new
 
     def silent(self, now: float) -> list[tuple[Key, float]]:
-        """Attempts not known to have begun whose worker has fallen silent, with the seconds since they were sent.
+        """Attempts not known to have begun whose worker has fallen silent, with the seconds since they went.
 
         They count as begun from then: a process that is held up altogether can't say so.
         """
@@ -87,7 +87,7 @@ class Watchdog:
             return "" if busy or waited < STUCK_S else f"its worker hasn't begun it in {waited:.0f} s"
         if watched.still_s >= STUCK_S and watched.doing != "waits for its turn":
             return (
-                f"{watched.doing} for {now - watched.began:.0f} s, and its process has used no processor time for "
-                f"{watched.still_s:.0f} s"
+                f"{watched.doing} for {now - watched.began:.0f} s, and its process has used no processor "
+                f"time for {watched.still_s:.0f} s"
             )
         return ""

@@ -271,7 +271,7 @@ class WorkerState:
 
     @contextlib.contextmanager
     def charged(self, nbytes: int, what: str) -> Iterator[None]:
-        """On a virtual device `nbytes` are charged, as a real allocation would take them; else nothing happens.
+        """On a virtual device `nbytes` are charged, as a real allocation takes them; else nothing happens.
 
         Raises
         ------

@@ -120,8 +120,8 @@ class StackyardWorker(WorkerPlugin):  # type: ignore[misc]  # distributed's type
 class _Reporter:
     """Tells the driver now and then that a worker is alive, what it works at, and what its memory is like.
 
-    `device` is the worker's as the driver calls it. `local` are the devices to read for the driver, which can't
-    read them itself; under their local names.
+    `device` is the worker's as the driver calls it. `local` are the devices to read for the driver, which
+    can't read them itself; under their local names.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ def evict_here(device: str, name: str, topic: str, dask_worker: Worker) -> bool:
 
 
 def cancel_here(job_id: str, number: int, topic: str, dask_worker: Worker) -> None:
-    """See that an attempt ends: one that runs stops before its next step, one that hasn't begun never will."""
+    """End an attempt: one that runs stops before its next step, one that hasn't begun never does."""
     state = state_of(dask_worker.id)
     if state is not None and not state.attempts.cancel(job_id, number):
         report = AttemptReport(Cancelled("it was cancelled before it began"), os.getpid())
