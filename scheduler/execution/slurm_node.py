@@ -5,10 +5,14 @@ scheduler lets them go or the job ends. Takes the arguments of `dask worker` tha
 """
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
+
+import dask
+from distributed.cli.dask_spec import main as dask_spec
 
 from scheduler.core.model import Device, DeviceKind
 from scheduler.execution.cluster import WRITERS
@@ -48,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
         leave_at=leave_at(environment, options.walltime_s, options.drain_s, now=time.time()),
     )
-    import json
+    start(options.scheduler, workers, threads)
 
-    import dask
-    from distributed.cli.dask_spec import main as dask_spec
 
+def start(scheduler: str, workers: Mapping[str, Any], threads: int) -> None:
+    """Start Nannies as `dask spec` does, and wait until they are closed."""
     with dask.config.set(worker_settings(thread_environment(threads))):
-        dask_spec([options.scheduler, "--spec", json.dumps(workers)])
+        dask_spec([scheduler, "--spec", json.dumps(workers)])
 
 
 def node_specification(

@@ -91,3 +91,55 @@ def test_workers_leave_before_the_end_of_their_wall_time_where_slurm_tells_nothi
     monkeypatch.setattr(slurm_node, "end_of_job", lambda environment: None)
     assert leave_at({}, 600, 120, now=1000) == 1480
     assert leave_at({}, 0, 120, now=1000) is None
+
+
+def test_the_program_starts_what_the_job_was_given(monkeypatch):
+    """From its command line to what Dask is asked to start."""
+    asked = []
+    probed = []
+
+    class Probe:
+        problem = ""
+
+        def __init__(self, environment):
+            probed.append(environment["CUDA_VISIBLE_DEVICES"])
+
+        def devices(self):
+            return GPUS if probed[-1] else []
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(slurm_node, "NvmlProbe", Probe)
+    monkeypatch.setattr(
+        slurm_node, "start", lambda scheduler, workers, threads: asked.append((scheduler, workers, threads))
+    )
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "SLURM_MEM_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1790000000")
+    own = ["tls://10.0.0.1:5", "--processes=2", "--drain-s=60", f"--memory={1 << 30}"]
+    theirs = ["--name", "x-0", "--nthreads", "4", "--memory-limit", "1GiB", "--protocol", "tls://"]
+    keys = ["--tls-ca-file", "ca.pem", "--tls-cert", "cert.pem", "--tls-key", "key.pem"]
+    slurm_node.main([*own, *theirs, *keys])
+    ((scheduler, workers, threads),) = asked
+    assert (scheduler, threads, probed) == ("tls://10.0.0.1:5", 1, [""])
+    assert list(workers) == ["n7-12-cpu-0", "n7-12-cpu-1"]
+    options = workers["n7-12-cpu-0"]["opts"]
+    assert options["env"]["STACKYARD_LEAVE_AT"] == "1789999940"
+    assert (options["memory_limit"], options["protocol"]) == (1 << 30, "tls://")
+    assert options["security"] == {
+        "require_encryption": True,
+        "tls_ca_file": "ca.pem",
+        "tls_worker_cert": "cert.pem",
+        "tls_worker_key": "key.pem",
+    }
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
+    slurm_node.main(["tcp://10.0.0.1:5", "--gpus=1", "--processes=0"])
+    assert list(asked[-1][1]) == ["n7-12-gpu1"]
+    with pytest.raises(SystemExit, match="GPU 2 is not there; this node gives 2 to the job"):
+        slurm_node.main(["tcp://10.0.0.1:5", "--gpus=2"])
