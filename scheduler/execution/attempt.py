@@ -26,7 +26,7 @@ from scheduler.execution.activity import Activity, CancelledAttemptError
 from scheduler.execution.capture import attempt_log
 from scheduler.execution.chain import ChainStep, run_chain, run_chain_in_blocks
 from scheduler.execution.messages import Ended, Released, tell
-from scheduler.execution.peaks import HostPeak
+from scheduler.execution.peaks import DevicePeak, HostPeak
 from scheduler.execution.task import AttemptReport, AttemptTask, StepRecord
 from scheduler.execution.worker import Holding, RefusedError, WorkerState, current_worker
 from scheduler.images.outputs import write_stack
@@ -62,7 +62,7 @@ def run_attempt(
     the worker's GPU, before its output is written.
     """
     state = current_worker()
-    course = _Course(on_release)
+    course = _Course(on_release, DevicePeak(state))
     header = f"attempt {task.number} on {state.device.name}, {time.strftime('%Y-%m-%d %H:%M:%S')}"
     path = state.run_dir / "logs" / f"{task.job_id}.log" if state.keeps_logs else None
     with attempt_log(path, header) as log:
@@ -125,6 +125,7 @@ class _Course:
     """How far an attempt came."""
 
     on_release: Callable[[], None]
+    device_peak: DevicePeak
     times: dict[str, float] = field(default_factory=dict)
     waited_s: float = 0.0
     steps: tuple[StepRecord, ...] = ()
@@ -175,6 +176,7 @@ def _outcome(state: WorkerState, task: AttemptTask, course: _Course) -> tuple[Ou
         host_peak.stop()
         alone = activity.alone
         done = Done(
+            device_peak_bytes=course.device_peak.nbytes,
             host_peak_bytes=host_peak.nbytes if alone else None,
             duration_s=time.monotonic() - began - course.waited_s,
             attributed=alone and host_peak.nbytes is not None,
@@ -270,7 +272,8 @@ def _compute(
             course.waited_s += time.monotonic() - asked
             activity.turn_to("computes")
             began = time.time()
-            yield
+            with course.device_peak:
+                yield
             course.on_device.append((began, time.time()))
         if last and state.on_gpu:
             holding.release_device()
@@ -327,7 +330,7 @@ def _no_room(error: BaseException) -> str:
 
 
 def _why_broken(state: WorkerState, task: AttemptTask) -> str:
-    """Why this process's GPU can't be used any more, if that is so; asked with a small array after a failure."""
+    """Why this process's GPU can't be used any more, if so; tried with a small array after a failure."""
     if state.device.kind is not DeviceKind.CUDA:
         return ""
     for memory_type in dict.fromkeys(task.memory_types):
