@@ -398,7 +398,12 @@ class Driver:
 
     def _future_done(self, key: AttemptKey, future: Future) -> None:
         """The report tells how an attempt ended; this is for a task that could not even be run."""
-        if key not in self._attempts or future.status != "error":
+        attempt = self._attempts.get(key)
+        if attempt is None or attempt.future is not future or attempt.cancelled_at is not None:
+            return
+        if future.status in ("cancelled", "lost") and self._fleet.connected:
+            self._end(key, WorkerDied(f"Dask dropped its task ({future.status})", blame=False), None)
+        if future.status != "error":
             return
         error = future.exception()
         if not isinstance(error, KilledWorker):  # its worker's end is told by the scheduler's plugin
