@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from scheduler.config.errors import ConfigError as ConfigError
     from scheduler.config.load import load_config as load_config
     from scheduler.config.model import RunConfig as RunConfig
+    from scheduler.execution.errors import ClusterError as ClusterError
     from scheduler.execution.resume import resume as resume
     from scheduler.execution.run import run as run
-    from scheduler.execution.session import ClusterError as ClusterError
     from scheduler.execution.session import JobFailedError as JobFailedError
     from scheduler.execution.session import JobResult as JobResult
     from scheduler.execution.session import StackFuture as StackFuture
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scheduler.execution.status import RunSummary as RunSummary
 
 _HOME = {
-    "ClusterError": "scheduler.execution.session",
+    "ClusterError": "scheduler.execution.errors",
     "ConfigError": "scheduler.config.errors",
     "JobFailedError": "scheduler.execution.session",
     "JobResult": "scheduler.execution.session",

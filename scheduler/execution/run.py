@@ -11,13 +11,14 @@ from scheduler.config.cluster import AddressCluster, LocalCluster, SlurmCluster
 from scheduler.config.model import RunConfig, VirtualGpus
 from scheduler.core.policy import Pin
 from scheduler.execution.devices import open_devices
+from scheduler.execution.errors import ClusterError
 from scheduler.execution.jobs import JobRequest
 from scheduler.execution.local import local_scheduler
 from scheduler.execution.plans import job_plans, step_types
 from scheduler.execution.prepare import PreparedRun, prepare
 from scheduler.execution.record import JournalRecord
 from scheduler.execution.run_lock import run_lock
-from scheduler.execution.session import ClusterError, new_run_id
+from scheduler.execution.session import new_run_id
 from scheduler.execution.slurm import slurm_cluster
 from scheduler.execution.stack_scheduler import StackScheduler
 from scheduler.execution.status import RunStatus, RunSummary

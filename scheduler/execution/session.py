@@ -20,6 +20,7 @@ from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import DeviceKind, Placement
 from scheduler.core.policy import Pin, Policy
 from scheduler.execution.driver import STOP_GRACE_S, ClusterTerms, Driver, TakeSnapshots
+from scheduler.execution.errors import ClusterError
 from scheduler.execution.fleet import Fleet
 from scheduler.execution.jobs import JobRequest, dispatcher_job
 from scheduler.execution.messages import heard
@@ -34,10 +35,6 @@ from scheduler.host.estimates import default_estimates_path, load_estimates, sav
 WORKERS_S = 60.0
 TURN_S = 0.25
 LISTEN_S = 0.05
-
-
-class ClusterError(RuntimeError):
-    """The Dask cluster can't be used; the message says what it lacks."""
 
 
 class JobFailedError(RuntimeError):

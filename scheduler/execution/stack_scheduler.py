@@ -20,17 +20,11 @@ from scheduler.core.model import DeviceSnapshot
 from scheduler.core.policy import OnPressure, Pin, Policy
 from scheduler.execution.devices import virtual_tag
 from scheduler.execution.driver import ClusterTerms
+from scheduler.execution.errors import ClusterError
 from scheduler.execution.jobs import Chain, JobRequest
 from scheduler.execution.prepare import step_spec
 from scheduler.execution.record import JournalRecord
-from scheduler.execution.session import (
-    ClusterError,
-    JobFailedError,
-    JobResult,
-    Session,
-    StackFuture,
-    new_run_id,
-)
+from scheduler.execution.session import JobFailedError, JobResult, Session, StackFuture, new_run_id
 from scheduler.execution.status import RunSummary
 from scheduler.execution.task import OutputTarget, Source
 from scheduler.execution.worker import WorkerSettings

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from scheduler.config import ConfigError, load_config
 from scheduler.execution.devices import DevicesError
+from scheduler.execution.errors import ClusterError
+from scheduler.execution.slurm_commands import SlurmError
 from scheduler.execution.status import RunStatus, RunSummary
 from scheduler.host.estimates import EstimatesError
 from scheduler.images.errors import InputError, OutputError
@@ -22,7 +24,7 @@ from scheduler.screens.submit_command import tell_run
 from scheduler.screens.summary import print_summary
 from scheduler.steps.errors import StepError
 
-UNUSABLE = (InputError, OutputError, StepError, DevicesError, EstimatesError)
+UNUSABLE = (InputError, OutputError, StepError, DevicesError, EstimatesError, ClusterError, SlurmError)
 
 
 class Runner(Protocol):

@@ -14,6 +14,8 @@ import pytest
 import tifffile
 from typer.testing import CliRunner
 
+from scheduler.execution.errors import ClusterError
+from scheduler.execution.slurm_commands import SlurmError
 from scheduler.execution.status import JobFailure, RunSummary
 from scheduler.images.errors import InputError, OutputError
 from scheduler.images.sample import write_sample
@@ -123,6 +125,8 @@ def test_cancelled_from_elsewhere(config, monkeypatch, status, tmp_path):
     [
         (InputError("no such folder"), 2, "stackyard: no such folder"),
         (OutputError("16 outputs exist"), 2, "stackyard: 16 outputs exist"),
+        (ClusterError("no scheduler answers"), 2, "stackyard: no scheduler answers"),
+        (SlurmError("sbatch: no"), 2, "stackyard: sbatch: no"),
         (PermissionError(errno.EACCES, "Permission denied", "/out"), 2, "stackyard: /out: Permission denied"),
         (RuntimeError("oops"), 1, "internal error: RuntimeError: oops"),
     ],
