@@ -29,7 +29,7 @@ def python_block(word: str) -> str:
 
 @pytest.fixture
 def reference(tmp_path: Path) -> RunConfig:
-    (block,) = blocks("yaml")
+    (block,) = (block for block in blocks("yaml") if block.startswith("input:"))
     (tmp_path / "reference.yaml").write_text(block)
     return load_config(tmp_path / "reference.yaml")
 
@@ -113,11 +113,19 @@ def test_the_conversion_example_runs():
     assert done.stdout.startswith("Failed to convert numpy array to numpy array\nReason: ")
 
 
+def test_the_example_of_futures_runs(tmp_path):
+    (tmp_path / "script.py").write_text(python_block("StackScheduler"))
+    done = subprocess.run(
+        [sys.executable, "script.py"], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_step_and_the_script_run(tmp_path):
     """A run from Python, as shown, of a config that names the step shown."""
     write_sample(tmp_path / "plate1", wells=1, sites=1, channels=1, planes=3, size=32)
     (tmp_path / "mysteps.py").write_text(python_block("# mysteps.py"))
-    (tmp_path / "script.py").write_text(python_block("from scheduler import"))
+    (tmp_path / "script.py").write_text(python_block("load_config"))
     (tmp_path / "stackyard.yaml").write_text(
         'input: {path: plate1, pattern: "{well}_s{site}_z{z}_c{channel}.tif"}\n'
         "steps: [{use: mysteps:threshold, with: {level: 120}}]\n"
