@@ -96,7 +96,8 @@ def judge(jobs: Sequence[StressJob], evidence: Evidence, *, virtual: bool, seed:
         *_named("failed", {name: _reason(evidence, name) for name in sorted(failed)}),
         *(f"still promised or charged: {each}" for each in evidence.left[:NAMED_AT_MOST]),
         *(
-            f"{bytes_text(excess)} more were promised on {uuid} than were there"
+            f"{bytes_text(excess)} more were promised on {uuid} than were there: "
+            f"{evidence.watch.moments.get(uuid, '')}"
             for uuid, excess in evidence.watch.overcommit_bytes.items()
         ),
         *_too_light(evidence, charged, touched),

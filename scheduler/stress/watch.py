@@ -7,6 +7,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
+from memcore.info import bytes_text
 from pools.process import ProcessId
 from scheduler.core.model import Device
 from scheduler.host.reservations import ReservationRow, Reservations
@@ -20,14 +21,15 @@ START_S = 120.0
 class WatchReport:
     """What the watch has seen.
 
-    `overcommit_bytes` by device: the most by which promises exceeded what was there.
-    `grants` counts promises seen for the first time; one that came and went between two looks is not among
+    `overcommit_bytes` by device: the most by which promises exceeded what was there, and `moments` what was
+    promised then, in words. `grants` counts promises seen for the first time; one that came and went between two looks is not among
     them.
     """
 
     looks: int = 0
     grants: int = 0
     overcommit_bytes: Mapping[str, int] = field(default_factory=dict)
+    moments: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def worst_bytes(self) -> int:
@@ -58,6 +60,7 @@ class Promises:
         self._hogs: Mapping[str, int] = {}
         self._since = float("-inf")
         self._worst: dict[str, int] = {}
+        self._moments: dict[str, str] = {}
         self._looks = self._grants = 0
 
     def look(self, rows: Iterable[ReservationRow], before: HogLook, after: HogLook) -> None:
@@ -73,6 +76,7 @@ class Promises:
             excess = sum(row.nbytes for row in promised) - (total - others)
             if excess > self._worst.get(uuid, 0):
                 self._worst[uuid] = excess
+                self._moments[uuid] = _told(promised, others, total)
             self._grants += len(new)
             self._seen[uuid] = seen
         self._hogs, self._since = before.held, before.at
@@ -80,7 +84,12 @@ class Promises:
 
     def report(self) -> WatchReport:
         """What has been seen so far."""
-        return WatchReport(self._looks, self._grants, dict(self._worst))
+        return WatchReport(self._looks, self._grants, dict(self._worst), dict(self._moments))
+
+
+def _told(promised: Iterable[ReservationRow], others: int, total: int) -> str:
+    jobs = ", ".join(f"{bytes_text(row.nbytes)} to {row.job}" for row in promised)
+    return f"{jobs}, beside {bytes_text(others)} of others, of {bytes_text(total)}"
 
 
 class Watch:

@@ -156,10 +156,10 @@ def test_what_is_left_of_promises_is_a_problem(evidence):
 
 
 def test_promising_more_than_there_is_is_a_problem(evidence):
-    evidence.watch = WatchReport(10, 5, {"V-0": 3 << 20, "V-1": 1 << 20})
+    evidence.watch = WatchReport(10, 5, {"V-0": 3 << 20, "V-1": 1 << 20}, {"V-0": "5 MiB to a"})
     account = judged(evidence)
     assert (account.overcommit_bytes, account.exit_status) == (3 << 20, 1)
-    assert account.problems[0] == "3 MiB more were promised on V-0 than were there"
+    assert account.problems[0] == "3 MiB more were promised on V-0 than were there: 5 MiB to a"
 
 
 def test_touching_less_than_a_hundredth_of_what_was_charged_is_a_problem(evidence):

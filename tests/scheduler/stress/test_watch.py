@@ -60,6 +60,7 @@ def test_the_worst_is_kept_by_device_and_grants_are_counted_once():
         promises.look(rows, empty, empty)
     report = promises.report()
     assert report.overcommit_bytes == {"V-0": 25}
+    assert report.moments == {"V-0": "120 bytes to a, 5 bytes to b, beside 0 bytes of others, of 100 bytes"}
     assert (report.looks, report.grants) == (3, 2)
 
 
