@@ -19,7 +19,8 @@ from memcore import memory_types
 from memcore.info import bytes_text
 from pools.virtual import VirtualDeviceMemory
 from scheduler.core.model import DeviceKind
-from scheduler.execution.worker import WorkerState, current_worker
+from scheduler.execution.runs_here import current_worker
+from scheduler.execution.worker import WorkerState
 from scheduler.steps.context import StepContext
 from scheduler.stress.diary import Diary
 from scheduler.stress.slow_disk import make_disk_slow

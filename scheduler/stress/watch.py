@@ -22,8 +22,8 @@ class WatchReport:
     """What the watch has seen.
 
     `overcommit_bytes` by device: the most by which promises exceeded what was there, and `moments` what was
-    promised then, in words. `grants` counts promises seen for the first time; one that came and went between two looks is not among
-    them.
+    promised then, in words. `grants` counts promises seen for the first time; one that came and went between
+    two looks is not among them.
     """
 
     looks: int = 0
