@@ -465,11 +465,7 @@ class Driver:
         if attempt is None:
             return
         if restart:
-            process = self._fleet.process_of(key)
-            self._end(key, TimedOut(reason), None)
-            if process is not None:
-                self._fleet.restart(process)
-                self._devices_changed(reason)
+            self._end_with_restart(key, TimedOut(reason), reason)
             return
         attempt.cancelled_at = time.monotonic()
         attempt.reason = reason
@@ -479,11 +475,15 @@ class Driver:
         """A step that doesn't end though its job was cancelled ends with its worker."""
         for key, attempt in list(self._attempts.items()):
             if attempt.cancelled_at is not None and now - attempt.cancelled_at > STOP_GRACE_S:
-                process = self._fleet.process_of(key)
-                self._end(key, Cancelled(attempt.reason), None)
-                if process is not None:
-                    self._fleet.restart(process)
-                    self._devices_changed(attempt.reason)
+                self._end_with_restart(key, Cancelled(attempt.reason), attempt.reason)
+
+    def _end_with_restart(self, key: AttemptKey, outcome: Outcome, reason: str) -> None:
+        process = self._fleet.process_of(key)
+        if process is not None:
+            # First of all: the end of the attempt makes room, and the next one must not be sent there.
+            self._fleet.restart(process)
+            self._devices_changed(reason)
+        self._end(key, outcome, None)
 
     def _pulse(self, pulse: Pulse) -> None:
         now = time.monotonic()
@@ -525,7 +525,6 @@ class Driver:
 
     def _replace_if_empty(self, process: WorkerProcess) -> None:
         if process.retired and process.left_at is None and not process.in_flight:
-            process.retired = False
             self._fleet.restart(process)
 
     def _left(self, address: str) -> None:

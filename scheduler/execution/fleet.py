@@ -112,7 +112,7 @@ class Fleet:
         """The devices as they can be used now, by uuid, with the slots of all their processes.
 
         A device none of whose processes may be given work has no slots; a host whose CPU has no process is
-        there for its memory, without slots.
+        there for its memory, without slots. A CPU's processes keep a short job ready for each slot.
         """
         found: dict[str, Device] = {}
         slots: dict[str, int] = {}
@@ -123,14 +123,14 @@ class Fleet:
                 found[hello.device.uuid] = hello.device
             if process.usable:
                 slots[hello.device.uuid] = slots.get(hello.device.uuid, 0) + hello.slots
-        return {uuid: replace(device, slots=slots.get(uuid, 0)) for uuid, device in found.items()}
+        return {uuid: _with_slots(device, slots.get(uuid, 0)) for uuid, device in found.items()}
 
     def submit_attempt(self, task: AttemptTask, *, device: str) -> Future | None:
         """Run an attempt on the process of the device that has the least to do; None if there is none."""
         processes = self.processes_of(device)
         if not processes:
             return None
-        process = min(processes, key=lambda process: len(process.in_flight))
+        process = min(processes, key=lambda process: len(process.in_flight) / process.hello.slots)
         with contextlib.ExitStack() as quietly:
             if not isinstance(task.source, StackSource) and task.source.nbytes >= LARGE_BYTES:
                 # An array is sent with its attempt, and again with the next one: that is meant.
@@ -197,15 +197,21 @@ class Fleet:
 
     def restart(self, process: WorkerProcess) -> None:
         """End a process, whatever is in it; its nanny, if it has one, starts a fresh one."""
-        process.ended_by_us = True
+        process.ended_by_us, process.retired = True, False
         process.leaving = process.leaving or "it is being restarted"
         # It takes seconds, which nobody else should have to wait.
         threading.Thread(target=self._restart, args=(process,), name="stackyard-restart", daemon=True).start()
 
     def _restart(self, process: WorkerProcess) -> None:
-        # The run may be over, and its cluster closed, before the new process is there.
-        with contextlib.suppress(OSError):
+        # The run may be over, and its cluster closed, before the new process is there; or the old one went
+        # by itself, which is a KeyError (distributed 2026.8).
+        with contextlib.suppress(OSError, KeyError):
             if process.hello.has_nanny:
                 self.client.restart_workers([process.address], raise_for_error=False)
             else:
                 self.client.retire_workers([process.address], close_workers=True)
+
+
+def _with_slots(device: Device, slots: int) -> Device:
+    prefetch = slots if device.kind is DeviceKind.CPU else device.prefetch
+    return replace(device, slots=slots, prefetch=prefetch)
