@@ -4,7 +4,7 @@ A family's peaks are learned as the logarithm of measured over declared bytes, s
 for every shape of the family. The estimate is the upper end of a normal predictive interval with a weak prior
 on the spread (Gelman et al., Bayesian Data Analysis, 3.2), never below what was measured for the same kind.
 That prior is itself learned from the spread within all families: where declared footprints scatter little,
-margins are small from a family's first measurement on.
+margins are small from a family's first measurement on. Durations are `rates`.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from math import exp, log, sqrt
 from typing import Any, TypeVar
 
 from scheduler.core.model import JobPlan
+from scheduler.core.rates import Rate
 
 # Peaks of one family scatter by a few per cent (allocator rounding, data-dependent temporaries): the prior
 # spread weighs as much as PRIOR_COUNT measurements. WIDTH standard deviations cover 99.5 % of a normal's
@@ -29,9 +30,9 @@ ENOUGH = 3
 OUTLIER = 3.0
 # When the spread within all families has changed by this much, every estimate is due.
 NEWS = 0.15
-# A duration rate follows drift with this weight for the newest measurement once a few are in.
-RATE_WEIGHT = 0.1
-FORMAT = 2
+FORMAT = 3
+# Its peaks are kept as they are now; its rates had no fixed part, so durations are learned anew.
+_FORMAT_WITHOUT_FIXED_PART = 2
 
 _Key = TypeVar("_Key")
 
@@ -72,18 +73,6 @@ class _Ratio:
         return exp(self.mean + WIDTH * sqrt(variance * (1 + 1 / self.count)))
 
 
-@dataclass(slots=True)
-class _Rate:
-    """Seconds for each unit of declared cost."""
-
-    count: int = 0
-    value: float = 0.0
-
-    def add(self, value: float) -> None:
-        self.count += 1
-        self.value += max(1 / self.count, RATE_WEIGHT) * (value - self.value)
-
-
 class Estimates:
     """Learned peaks and durations by family, plan and device model.
 
@@ -101,9 +90,9 @@ class Estimates:
         self._host: dict[tuple[str, str], _Ratio] = {}
         self._peaks: dict[tuple[str, str, str], int] = {}
         self._host_peaks: dict[tuple[str, str], int] = {}
-        self._rates: dict[tuple[str, str, str], _Rate] = {}
+        self._rates: dict[tuple[str, str, str], Rate] = {}
         # the first rate of each family on any device, for guesses elsewhere
-        self._paces: dict[str, float] = {}
+        self._paces: dict[str, Rate] = {}
         self._unmeasurable: set[tuple[str, str]] = set()
         self._versions: dict[str, int] = {}
 
@@ -143,17 +132,17 @@ class Estimates:
         )
 
     def seconds(self, family: str, plan: JobPlan, model: str) -> float | None:
-        """Expected seconds on a device model, from measured rates; None while unmeasured."""
+        """Expected seconds on a device model, from measured durations; None while unmeasured."""
         rate = self._rates.get((family, plan.name, model))
-        return None if rate is None else rate.value * plan.cost
+        return None if rate is None else rate.seconds(plan.cost)
 
     def expected_seconds(self, family: str, plan: JobPlan) -> float:
         """A guess for a device model on which nothing was measured.
 
-        The declared cost, in the seconds that a unit of it took elsewhere, if anything of the family was
-        measured.
+        What its declared cost takes where something of the family was measured first; else the cost itself.
         """
-        return plan.cost * self._paces.get(family, 1.0)
+        pace = self._paces.get(family)
+        return plan.cost if pace is None else pace.seconds(plan.cost)
 
     def observe_device_peak(self, family: str, kind: str, plan: JobPlan, model: str, peak: int) -> bool:
         """Learn an attributed device peak; True if the family's estimates changed noticeably."""
@@ -193,16 +182,15 @@ class Estimates:
         return self._noted(family, changed or raised)
 
     def observe_seconds(self, family: str, plan: JobPlan, model: str, seconds: float) -> bool:
-        """Learn a duration; True if it is the first of its family, plan and device model."""
+        """Learn a duration; True if the family's expected seconds changed noticeably."""
         if plan.cost <= 0 or seconds < 0:
             return False
         key = (family, plan.name, model)
         rate = self._rates.get(key)
         if rate is None:
-            rate = self._rates[key] = _Rate()
-        rate.add(seconds / plan.cost)
-        self._paces.setdefault(family, seconds / plan.cost)
-        return self._noted(family, rate.count == 1)
+            rate = self._rates[key] = Rate()
+            self._paces.setdefault(family, rate)
+        return self._noted(family, rate.add(plan.cost, seconds))
 
     def _noted(self, family: str, changed: bool) -> bool:
         if changed:
@@ -220,14 +208,17 @@ class Estimates:
             "host_peaks": [[*key, peak] for key, peak in self._host_peaks.items()],
             "spread": [self._spread.squares, self._spread.freedom],
             "host_spread": [self._host_spread.squares, self._host_spread.freedom],
-            "rates": [[*key, rate.count, rate.value] for key, rate in self._rates.items()],
+            "rates": [[*key, rate.to_json()] for key, rate in self._rates.items()],
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Estimates":
-        """The inverse of `to_json`; a record of another format gives empty estimates, not wrong ones."""
+        """The inverse of `to_json`; a record of another format gives empty estimates, not wrong ones.
+
+        Of format 2 the peaks are kept and the rates are not.
+        """
         estimates = cls()
-        if record.get("format") != FORMAT:
+        if record.get("format") not in (_FORMAT_WITHOUT_FIXED_PART, FORMAT):
             return estimates
         estimates._device = {(f, p, m): _Ratio(*rest) for f, p, m, *rest in record["device"]}
         estimates._device_any = {(f, p): _Ratio(*rest) for f, p, *rest in record["device_any"]}
@@ -237,9 +228,10 @@ class Estimates:
         estimates._told = estimates._spread.variance
         estimates._peaks = {(k, p, m): int(peak) for k, p, m, peak in record["peaks"]}
         estimates._host_peaks = {(k, p): int(peak) for k, p, peak in record["host_peaks"]}
-        estimates._rates = {(f, p, m): _Rate(count, value) for f, p, m, count, value in record["rates"]}
+        if record["format"] == FORMAT:
+            estimates._rates = {(f, p, m): Rate.from_json(rows) for f, p, m, rows in record["rates"]}
         for (family, _, _), rate in estimates._rates.items():
-            estimates._paces.setdefault(family, rate.value)
+            estimates._paces.setdefault(family, rate)
         return estimates
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from scheduler.core.footprint import COLD_MARGIN, Estimates
 from scheduler.host.estimates import load_estimates, save_estimates
-from tests.scheduler.core.build import GIB, on_cpu, on_gpu
+from tests.scheduler.core.build import GIB, on_gpu
 
 PLAN = on_gpu(4, host=2)
 
@@ -48,13 +48,6 @@ def test_an_overstated_model_comes_down_when_measurements_agree():
     assert 2 * GIB <= estimates.device_bytes("f", "k", PLAN, "A") < 2.1 * GIB
 
 
-def test_durations_scale_with_the_declared_cost():
-    estimates = Estimates()
-    estimates.observe_seconds("f", on_gpu(1, cost=2), "A", 6.0)
-    assert estimates.seconds("f", on_gpu(1, cost=10), "A") == pytest.approx(30.0)
-    assert estimates.seconds("f", on_cpu(cost=10), "cpu") is None
-
-
 @pytest.mark.parametrize("noise", [0.0, 0.03, 0.06])
 def test_estimates_cover_ninety_nine_of_a_hundred_jobs_and_waste_little(noise):
     choose = random.Random(7)
@@ -92,6 +85,18 @@ def test_what_was_learned_survives_on_disk(tmp_path):
         assert again.host_bytes("f", kind, PLAN) == estimates.host_bytes("f", kind, PLAN)
     assert again.seconds("f", PLAN, "A") == estimates.seconds("f", PLAN, "A")
     assert [entry.name for entry in path.parent.iterdir()] == ["estimates.json"]
+
+
+def test_of_a_file_without_fixed_parts_the_peaks_are_kept_and_the_rates_are_not():
+    estimates = Estimates()
+    estimates.observe_device_peak("f", "k", PLAN, "A", 6 * GIB)
+    estimates.observe_host_peak("f", "k", PLAN, GIB)
+    record = {**estimates.to_json(), "format": 2, "rates": [["f", "torch", "A", 12, 0.5]]}
+    again = Estimates.from_json(json.loads(json.dumps(record)))
+    assert again.device_bytes("f", "k", PLAN, "A") == estimates.device_bytes("f", "k", PLAN, "A")
+    assert again.host_bytes("f", "k", PLAN) == estimates.host_bytes("f", "k", PLAN)
+    assert again.seconds("f", PLAN, "A") is None
+    assert again.to_json()["format"] == 3
 
 
 def test_no_file_is_nothing_learned_and_a_damaged_one_is_named(tmp_path):

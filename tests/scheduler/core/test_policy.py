@@ -10,6 +10,7 @@ from scheduler.core.events import (
     WorkerJoined,
     WorkerLost,
 )
+from scheduler.core.footprint import Estimates
 from scheduler.core.instructions import Evict, JobOutcome, Reclaim, Start
 from scheduler.core.model import Device, DeviceSnapshot, ProcessMemory, Verdict
 from tests.scheduler.core.build import GIB, World, cpu, gpu, in_blocks, job, jobs, on_cpu, on_gpu, resident
@@ -110,6 +111,21 @@ def test_earliest_finish_acts_as_cpu_while_strangers_hold_the_memory():
     assert {placement.device for placement in world.running.values()} == {"c-host"}
     starts = [i.decision.reason for i in world.instructions if isinstance(i, Start)]
     assert "other programs leave 1 GiB at most" in starts[-1]
+
+
+def test_overhead_of_tiny_jobs_does_not_send_large_ones_to_the_cpu():
+    """The GPU has 40 ms of overhead and the CPU 10; for each unit of cost the CPU takes ten times as long."""
+    estimates = Estimates()
+    for number in range(200):
+        cost = 0.5 + number % 20 / 20
+        gpu_plan, cpu_plan = on_gpu(1, cost=cost), on_cpu(cost=cost)
+        estimates.observe_device_peak("k", "tiny", gpu_plan, "A", GIB)
+        estimates.observe_seconds("k", gpu_plan, "A", 0.04 + 0.001 * cost)
+        estimates.observe_seconds("k", cpu_plan, "cpu", 0.01 + 0.01 * cost)
+    world = World(gpu(slots=1), cpu(slots=1), estimates=estimates)
+    world.add(*jobs(2, on_gpu(1, cost=1000), on_cpu(cost=1000)))
+    assert [placement.device for placement in world.running.values()] == ["g0"]
+    assert "the CPU would take 10" in world.reason("k1")
 
 
 def test_while_the_cpus_rate_is_unknown_one_job_of_the_family_finds_out():
