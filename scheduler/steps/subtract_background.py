@@ -12,6 +12,7 @@ from scipy import ndimage
 from memcore import DtypeError, memory_types
 from scheduler.steps.dtypes import dtype_name, require_pixels
 from scheduler.steps.separable import ALLOWANCE_BYTES
+from scheduler.steps.top_hat import pyclesperanto_top_hat
 
 STEP = "subtract_background"
 
@@ -169,12 +170,17 @@ def _jax_top_hat() -> Any:
 
 @subtract_background.register("pyclesperanto", workspace=_stack_workspace)
 def subtract_background_pyclesperanto(stack: Any, *, radius: int = 50) -> Any:
-    """`subtract_background` by pyclesperanto's own top-hat, whose box ends at the border in the same way."""
+    """`subtract_background` by pyclesperanto's own top-hat, whose box ends at the border in the same way.
+
+    uint32 by kernels that don't go through float32, as the library's do.
+    """
     import pyclesperanto as cle
 
-    _require_unwrapped(dtype_name(stack))
+    dtype = _require_unwrapped(dtype_name(stack))
     reach = window_radius(radius)
     out = cle.create(stack.shape, dtype=stack.dtype, device=stack.device)
+    if dtype == "uint32":
+        return pyclesperanto_top_hat(stack, reach, out)
     return cle.top_hat(stack, out, reach, reach, 0, "box")
 
 

@@ -78,10 +78,100 @@ def test_jax_without_64_bits_has_no_double_precision(run: Run, use: str, keyword
         run("jax", use, np.ones((2, 5, 6), np.uint32), **keywords)
 
 
-@pytest.mark.parametrize("memory_type", ["numpy", "torch", "tensorflow", "jax", "pyclesperanto"])
-def test_large_integers_are_compared_exactly(run: Run, memory_type: str) -> None:
-    stack = np.array([[[2**32 - 2]], [[2**32 - 1]], [[2**32 - 3]]], np.uint32)
-    assert run(memory_type, "max_projection", stack).item() == 2**32 - 1
+EVERYWHERE = ["numpy", "torch", "tensorflow", "jax", "pyclesperanto"]
+
+
+@pytest.mark.parametrize("memory_type", EVERYWHERE)
+@pytest.mark.parametrize("largest", [2**24 + 1, 2**31 - 1, 2**32 - 1])
+def test_large_integers_are_compared_exactly(run: Run, memory_type: str, largest: int) -> None:
+    stack = np.array([[[largest - 1]], [[largest]], [[largest - 2]]], np.uint32)
+    assert run(memory_type, "max_projection", stack).item() == largest
+    if largest < 2**31:
+        signed = stack.astype(np.int32)
+        assert run(memory_type, "max_projection", signed).item() == largest
+        assert run(memory_type, "max_projection", -signed).item() == 2 - largest
+
+
+@pytest.mark.parametrize("memory_type", EVERYWHERE)
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [(each, (131, 5, 7)) for each in ("uint8", "int8", "uint16", "int16", "uint32", "int32")]
+    # OpenCL's coordinates have as many numbers as there are sides above 1.
+    + [(each, shape) for each in ("uint32", "int32") for shape in ((1, 5, 7), (131, 1, 1), (3, 1, 53))],
+)
+def test_a_projection_is_exact_over_the_whole_range(
+    run: Run, memory_type: str, dtype: str, shape: tuple[int, int, int]
+) -> None:
+    limits = np.iinfo(dtype)
+    stack = np.random.default_rng(2).integers(limits.min, limits.max, shape, dtype, endpoint=True)
+    stack[:, 0, 0] = limits.min
+    stack[-1, -1, -1] = limits.max
+    np.testing.assert_array_equal(
+        run(memory_type, "max_projection", stack), stack.max(axis=0, keepdims=True), strict=True
+    )
+
+
+@pytest.mark.parametrize("memory_type", EVERYWHERE)
+@pytest.mark.parametrize("plane", [0, 1, 2])
+def test_a_projection_of_nan_is_nan(run: Run, memory_type: str, plane: int) -> None:
+    stack = np.array([[[1, -np.inf]], [[np.inf, -np.inf]], [[-2, -np.inf]]], np.float32)
+    np.testing.assert_array_equal(run(memory_type, "max_projection", stack), [[[np.inf, -np.inf]]])
+    stack[plane, 0, 0] = np.nan
+    np.testing.assert_array_equal(run(memory_type, "max_projection", stack), [[[np.nan, -np.inf]]])
+
+
+@pytest.mark.parametrize("memory_type", ["numpy", "torch", "jax", "pyclesperanto"])
+@pytest.mark.parametrize("largest", [2**24 + 1, 2**31 - 1, 2**32 - 1])
+def test_a_background_of_large_integers_is_subtracted_exactly(
+    run: Run, memory_type: str, largest: int
+) -> None:
+    stack = np.full((2, 5, 7), largest - 3, np.uint32)
+    stack[0, 2, 3] = largest
+    stack[1, 1, 1] = largest - 4
+    expected = np.zeros_like(stack)
+    expected[0, 2, 3] = 3
+    # The dark voxel darkens the opening only where no window without it reaches: in its corner.
+    expected[1, :1, :2] = expected[1, :2, :1] = 1
+    np.testing.assert_array_equal(run(memory_type, "subtract_background", stack, radius=1), expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "radius"),
+    [("uint16", (2, 61, 131), 50), ("uint32", (1, 37, 53), 3), ("uint32", (3, 1, 53), 1)]
+    + [("uint32", (2, 61, 131), radius) for radius in (1, 20, 50)],
+)
+def test_an_opencl_background_is_exact_over_the_whole_range(
+    run: Run, dtype: str, radius: int, shape: tuple[int, int, int]
+) -> None:
+    stack = np.random.default_rng(2).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    np.testing.assert_array_equal(
+        run("pyclesperanto", "subtract_background", stack, radius=radius),
+        run("numpy", "subtract_background", stack, radius=radius),
+        strict=True,
+    )
+
+
+@pytest.mark.parametrize("memory_type", EVERYWHERE)
+@pytest.mark.parametrize("value", [2**24 + 1, 2**31 - 1, 2**32 - 1])
+def test_large_integers_are_converted_exactly(run: Run, memory_type: str, value: int) -> None:
+    stack = np.array([[[value, 0]]], np.uint32)
+    signed = run(memory_type, "convert_dtype", stack, dtype="int32", rule="saturate")
+    np.testing.assert_array_equal(signed, [[[min(value, 2**31 - 1), 0]]])
+    with pytest.raises(DtypeError, match=f"{value} at"):
+        run(memory_type, "convert_dtype", stack, dtype="float32", rule="exact")
+    # float32 rounds the value up to the power of two, which uint32 may not hold.
+    rounded = run(memory_type, "convert_dtype", stack, dtype="float32", rule="saturate")
+    back = run(memory_type, "convert_dtype", rounded, dtype="uint32", rule="saturate")
+    np.testing.assert_array_equal(back, [[[min(int(np.float32(value)), 2**32 - 1), 0]]])
+
+
+@pytest.mark.parametrize("memory_type", ["numpy", "torch", "jax", "pyclesperanto"])
+@pytest.mark.parametrize("place", [(0, 0, 0), (1, 2, 3), (1, 4, 5)])
+def test_a_deconvolution_refuses_nan(run: Run, memory_type: str, place: tuple[int, int, int]) -> None:
+    stack = np.ones((2, 5, 6), np.float32)
+    stack[place] = np.nan
+    with pytest.raises(ValueError, match="the smallest voxel is nan"):
+        run(memory_type, "richardson_lucy", stack, sigma=1.0)
 
 
 @pytest.mark.parametrize(
