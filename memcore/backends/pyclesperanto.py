@@ -143,6 +143,15 @@ class PyclesperantoBackend(Backend):
     def write_host(self, destination: Array, source: NDArray[Any]) -> None:
         destination.set(np.ascontiguousarray(source))
 
+    def unstack(self, array: Array) -> list[Array]:
+        # Not array[z]: pyclesperanto gathers a plane through float32, which rounds 32-bit integers, and makes
+        # a Python number of a plane of one element.
+        count, *sides = array.shape
+        planes = [self.empty(tuple(sides), self.dtype_of(array), self.device_of(array)) for _ in range(count)]
+        for z, plane in enumerate(planes):
+            array.copy(plane, (z, 0, 0), (0, 0, 0), (1, *sides))
+        return planes
+
     def is_oom(self, error: BaseException) -> bool:
         if type(error) is RuntimeError and any(name in str(error) for name in OUT_OF_MEMORY):
             return True

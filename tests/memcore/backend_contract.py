@@ -201,6 +201,24 @@ class BackendContract:
         source[...] = 0
         self.assert_same(array, numbers())
 
+    @pytest.mark.parametrize("dtype", ["int32", "uint32"])
+    def test_integers_beyond_float32_survive_every_copy(self, dtype: str) -> None:
+        if self.backend.dtype_refusal(dtype) is not None:
+            pytest.skip(f"{self.backend.memory_type} has no {dtype} here")
+        limits = np.iinfo(dtype)
+        values = np.array([2**24 + 1, 2**31 - 1, limits.max, limits.max - 2, limits.min, 5], dtype)
+        values = np.resize(values, SHAPE[::-1])  # 5 planes: each begins with another value
+        array = self.backend.from_host(values, self.place)
+        self.assert_same(self.backend.duplicate(array), values)
+        slices = self.backend.unstack(array)
+        for found, plane in zip(slices, values, strict=True):
+            self.assert_same(found, plane)
+        self.assert_same(self.backend.stack(slices, None), values)
+        if not self.backend.immutable:
+            out = self.backend.empty(values.shape, dtype, self.place)
+            self.backend.copy_into(out, array)
+            self.assert_same(out, values)
+
     # Through the public functions
 
     def test_it_stacks_and_unstacks(self) -> None:

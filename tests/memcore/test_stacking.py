@@ -132,6 +132,15 @@ def test_unstacking_converts_the_whole_stack_once(monkeypatch: pytest.MonkeyPatc
     assert fetched == [(2, 3, 5)]
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 1), (1, 1, 1), (2, 1, 5), (2, 3, 1)])
+@pytest.mark.parametrize("name", TYPES)
+def test_a_slice_of_one_pixel_is_a_slice(name: str, shape: tuple[int, ...]) -> None:
+    whole = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    slices = unstack_slices(convert_memory(whole, "numpy", name, place(name)), name, place(name))
+    for found, plane in zip(slices, whole, strict=True):
+        np.testing.assert_array_equal(values(found), plane, strict=True)
+
+
 @pytest.mark.parametrize("name", ["numpy", "torch"])
 def test_unstacked_slices_are_views_where_there_are_views(name: str) -> None:
     stack = stack_slices(list(volume()), name, "cpu")
