@@ -93,8 +93,7 @@ def max_projection_pyclesperanto(stack: Any) -> Any:
     require_pixels("max_projection", dtype_name(stack))
     out = cle.create((1, *stack.shape[1:]), dtype=stack.dtype, device=stack.device)
     if stack.itemsize < 4:
-        # float32, in which pyclesperanto compares, holds these. PoCL 3.1 (LLVM 14) turns loops like the one
-        # above into wrong vector code for 8 and 16 bits.
+        # float32, in which pyclesperanto compares, holds these.
         return cle.maximum_z_projection(stack, out)
     cle.execute(
         kernel_source=LARGEST_ALONG_Z,
