@@ -40,7 +40,7 @@ class Device:
     host: str = "localhost"
     headroom_bytes: int = 0
     prefetch: int = 0
-    """Jobs that may be admitted beyond `slots`, to read their input while others compute (0 or 1)."""
+    """Jobs that may be admitted beyond `slots`, to read their input while others compute: a small number."""
 
     @property
     def virtual(self) -> bool:

@@ -1,0 +1,90 @@
+"""A device's window: attempts read and prepare while others compute, and leave it with their device segment.
+
+Here a chain runs on the host, on the device, and on the host again, a second each, in virtual time. A CPU
+keeps short jobs ready in its worker processes.
+"""
+
+from dataclasses import replace
+from heapq import heappop, heappush
+
+import pytest
+
+from scheduler.core.events import AttemptBegan, DeviceReleased
+from scheduler.core.instructions import Start
+from tests.scheduler.core.build import World, gpu, jobs, on_gpu
+
+PART_S = 1.0
+
+
+class Chains(World):
+    """Carries out attempts on one device: all prepare at once, `slots` compute at a time, and all finish."""
+
+    def __init__(self, device, count):
+        self.slots = device.slots
+        self.moments = []
+        self.ready = []
+        self.computing = {}
+        self.busy = []
+        self.widest = 0
+        self.most = 0
+        super().__init__(device)
+        self.add(*jobs(count, on_gpu(1)))
+        while self.moments:
+            self.now, _, name, step = heappop(self.moments)
+            step(name)
+
+    def later(self, name, step):
+        heappush(self.moments, (self.now + PART_S, len(self.instructions), name, step))
+
+    def tell(self, event):
+        found = super().tell(event)
+        for instruction in found:
+            if isinstance(instruction, Start):
+                placement = instruction.placement
+                super().tell(AttemptBegan(self.now, placement.job_id, placement.attempt))
+                self.later(placement.job_id, self.prepared)
+        (view,) = self.dispatcher.device_view()
+        self.widest = max(self.widest, len(view.running))
+        self.most = max(self.most, self.dispatcher.running)
+        return found
+
+    def prepared(self, name):
+        self.ready.append(name)
+        self.compute()
+
+    def compute(self):
+        while self.ready and len(self.computing) < self.slots:
+            name = self.ready.pop(0)
+            self.computing[name] = self.now
+            self.later(name, self.computed)
+
+    def computed(self, name):
+        self.busy.append((self.computing.pop(name), self.now))
+        self.compute()
+        self.later(name, lambda name: self.end(name, after=0.0))
+        self.tell(DeviceReleased(self.now, name, self.running[name].attempt))
+
+    @property
+    def busy_share(self):
+        """Of the time from the first device segment to the last, on all slots."""
+        span = max(end for _, end in self.busy) - min(begin for begin, _ in self.busy)
+        return sum(end - begin for begin, end in self.busy) / (self.slots * span)
+
+
+@pytest.mark.parametrize(("slots", "prefetch"), [(1, 1), (1, 2), (1, 3), (2, 2), (2, 4)])
+def test_a_window_keeps_the_device_busy_through_the_host_parts_of_a_chain(slots, prefetch):
+    chains = Chains(replace(gpu(total=16, slots=slots), prefetch=prefetch), 60)
+    assert len(chains.finished) == 60
+    assert chains.busy_share >= 0.9
+
+
+def test_without_a_window_the_device_idles_while_the_next_job_prepares():
+    chains = Chains(gpu(slots=1), 60)
+    assert chains.busy_share == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 2, 5])
+def test_a_window_is_slots_and_prefetch_without_those_that_have_left_the_device(prefetch):
+    chains = Chains(replace(gpu(total=16, slots=1), prefetch=prefetch), 40)
+    assert chains.widest == 1 + prefetch
+    assert chains.most > 1 + prefetch
