@@ -92,6 +92,7 @@ class DeviceAccount:
         "exclusive",
         "external",
         "foreign",
+        "gone",
         "host",
         "idle",
         "key",
@@ -114,6 +115,7 @@ class DeviceAccount:
         self.cls = cls
         self.host = host
         self.online = True
+        self.gone = ""
         self.slots = device.slots
         self.total = device.total_bytes
         self.known = False
@@ -160,6 +162,11 @@ class DeviceAccount:
     def has_slot(self) -> bool:
         """True if another attempt may start, memory aside."""
         return len(self.running) < self._limit
+
+    @property
+    def absence(self) -> str:
+        """Why no worker of the device is there, once the last has gone; "" if there is one, or never was."""
+        return f"offline: {self.gone}" if self.gone else ""
 
     def take_snapshot(self, snapshot: DeviceSnapshot) -> bool:
         """Replace what the last snapshot said; True if anything that admission depends on has changed."""
@@ -217,5 +224,5 @@ class DeviceAccount:
             external_bytes=self.external if self.known else 0,
             running=tuple(self.running),
             done=self.done,
-            problem=self.problem if self.online else self.problem or "offline: its worker is gone",
+            problem=self.absence or self.problem,
         )

@@ -83,7 +83,7 @@ class Ageing:
             self._state.unclaimed.append(account)
 
     def drop_hopeless(self, account: DeviceAccount) -> None:
-        """Strangers took what the claim on this device needs.
+        """Strangers took what the claim on this device needs, or its worker has gone.
 
         Draining it helps nobody, so the job ages anew.
         """
@@ -91,7 +91,8 @@ class Ageing:
         if record is None:
             return
         needs = [option.need for option in record.group.options.get(account.cls.index, ())]
-        if needs and min(needs) <= account.available and record.group.permits(account.device.uuid):
+        fits = bool(needs) and account.slots > 0 and min(needs) <= account.available
+        if fits and record.group.permits(account.device.uuid):
             return
         self.release(record)
         if not record.started:

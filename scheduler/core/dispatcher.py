@@ -78,8 +78,11 @@ class Dispatcher:
             state.now = event.now
         out: list[Instruction] = []
         self._placer.out = out
+        ran = state.running
         self._handlers[type(event)](event)
         self._settle()
+        if ran or state.running:
+            state.busy_at = state.now
         return out
 
     def waiting(self, limit: int | None = None) -> Iterator[Waiting]:
@@ -200,7 +203,8 @@ class Dispatcher:
             account.device = event.device
             account.slots = event.device.slots
             account.online = True
-            account.problem = "" if account.known else account.problem
+            account.gone = ""
+        state.joined_at = state.now
         account.cls.strangers_moved()
         account.refresh()
         account.reindex()
@@ -216,7 +220,7 @@ class Dispatcher:
         account.slots = event.slots_left
         account.online = event.slots_left > 0 or account.cls.is_cpu
         account.cls.strangers_moved()
-        account.problem = "" if account.online else f"offline: {event.reason}"
+        account.gone = "" if event.slots_left else event.reason or "its worker is gone"
         names = event.job_ids if event.job_ids is not None else self._running_on(account)
         if not event.slots_left:
             for name in list(account.residents):
@@ -229,7 +233,7 @@ class Dispatcher:
                 continue
             blamed = event.blame and (event.hung is None or event.hung == name)
             self._endings.attempt_ended(record, events.WorkerDied(event.reason, blamed))
-        if not account.online:
+        if not account.slots:
             self._ageing.drop_hopeless(account)
         self._endings.touch(account)
 
@@ -257,6 +261,7 @@ class Dispatcher:
 
     def _tick(self, event: events.Tick) -> None:
         self._endings.stop_overdue(event.now)
+        self._endings.give_up_waiting_for_larger(event.now)
         if self.policy.on_pressure is OnPressure.FAIL:
             self._fail_what_is_out_of_reach()
         for account in self._state.accounts.values():

@@ -47,25 +47,48 @@ class Endings:
             self.touched.update((other.device.uuid, other) for other in account.host.devices)
 
     def enqueue(self, group: Group) -> None:
-        """Queue a group; its jobs are rejected, with the figures, if they can never run."""
+        """Queue a group; its jobs are rejected, with the figures, if they can never run.
+
+        Where devices may still join they are parked instead, until one does.
+        """
         state = self._state
         if state.enqueue(group):
             if group.cold or group.alone or group.rung:
                 self._ageing.watch(group)
             return
-        reason = state.why_pinned(group) or why_impossible(
-            group, state.classes, state.estimates, state.policy.on_pressure
-        )
-        kinds = {kind for plan in group.plans for kind in plan.device_kinds}
-        if state.policy.elastic and not any(cls.kind in kinds for cls in state.classes):
+        if state.policy.elastic and group.plans:
             state.parked[group.order] = group
             group.queued = True
             return
+        self._reject(group)
+
+    def _reject(self, group: Group, more: str = "") -> None:
+        """The jobs of a group that no device can run fail with the figures."""
+        state = self._state
+        reason = state.why_pinned(group) or why_impossible(
+            group, state.classes, state.estimates, state.policy.on_pressure
+        )
+        reason += more
         while group.count:
             record = group.oldest()
             self.drop(record)
             state.leave(record)
             self.finish(record, JobOutcome.FAILED, reason, Verdict.REJECT)
+
+    def give_up_waiting_for_larger(self, now: float) -> None:
+        """Fail parked jobs for which the devices here are too small, once they are all that is left.
+
+        Jobs for whose kind of device there is no worker at all go on waiting: they hold nothing up.
+        """
+        state = self._state
+        if state.queued > sum(group.count for group in state.parked.values()):
+            state.busy_at = now
+        waited = now - max(state.busy_at, state.joined_at)
+        if not state.parked or state.running or waited < state.policy.join_wait_s:
+            return
+        for group in list(state.parked.values()):
+            if state.has_kind_for(group):
+                self._reject(group, f"; with all else done, none that could joined in {waited:.0f} s")
 
     def drop(self, record: JobRecord) -> None:
         """A job leaves the run without having started: count its departure, release its claim."""

@@ -121,16 +121,24 @@ def why_impossible(
     on_pressure: OnPressure = OnPressure.EARLIEST_FINISH,
 ) -> str:
     """Why no device could ever run this group, with the figures of each plan."""
+    figures = why_not_here(group, classes, estimates, on_pressure)
+    return f"can never fit: {figures}" if classes and group.plans else figures
+
+
+def why_not_here(
+    group: Group,
+    classes: list[DeviceClass],
+    estimates: Estimates,
+    on_pressure: OnPressure = OnPressure.EARLIEST_FINISH,
+) -> str:
+    """Why none of the devices that have joined so far can run this group, with the figures of each plan."""
     if not classes:
         return "no device has joined"
     if on_pressure.keeps_off_cpu:
         figures = too_large_for_gpus(group, classes, estimates)
         if figures:
-            return (
-                f"can never fit: {figures}; on_pressure is {on_pressure.value}, so the CPU isn't used instead"
-            )
-    lines = _why_no_plan(group, group.plans, classes, estimates)
-    return f"can never fit: {lines}" if lines else "it has no plan at all"
+            return f"{figures}; on_pressure is {on_pressure.value}, so the CPU isn't used instead"
+    return _why_no_plan(group, group.plans, classes, estimates) or "it has no plan at all"
 
 
 def _why_no_plan(

@@ -22,8 +22,10 @@ class OnPressure(StrEnum):
 class Policy:
     """How to decide. The defaults are those of the YAML's `memory` and `jobs` sections.
 
-    `elastic`: devices may still join, so a job for which there is no device kind yet waits instead of
-    failing. `overtake_limit`: how many jobs of later batches may pass a waiting job before a device is
+    `elastic`: devices may still join, so a job that none of those here can run waits instead of failing. Is
+    there one of its kind that is too small, it doesn't wait for ever: when it is all that is left, and
+    nothing has run or joined for `join_wait_s` seconds, it fails with the figures, lest a cluster be held
+    idle for it. `overtake_limit`: how many jobs of later batches may pass a waiting job before a device is
     drained for it. `max_oom_attempts`: out-of-memory ends on devices before the ladder goes on to the next
     rung.
     """
@@ -31,6 +33,7 @@ class Policy:
     on_pressure: OnPressure = OnPressure.EARLIEST_FINISH
     reproducible: bool = False
     elastic: bool = False
+    join_wait_s: float = 120.0
     max_failures: int = 10
     overtake_limit: int = 64
     max_oom_attempts: int = 3

@@ -2,8 +2,9 @@
 
 from scheduler.core.accounts import DeviceAccount
 from scheduler.core.model import gib
+from scheduler.core.options import why_not_here
 from scheduler.core.pressure import out_of_reach, why_not_cpu
-from scheduler.core.records import JobRecord, Option
+from scheduler.core.records import Group, JobRecord, Option
 from scheduler.core.state import State
 
 
@@ -14,8 +15,11 @@ def why_waiting(state: State, record: JobRecord) -> str:
         return f"the run was stopped: {state.stopped}"
     if state.held:
         return f"nothing more is started: {state.held}"
+    nobody = _no_worker(state)
+    if nobody:
+        return nobody
     if not group.options:
-        return "waits for a device to join: none that is here can run it"
+        return _why_parked(state, group)
     if record.refused:
         prefix = f"its worker found less memory than expected ({record.refused}); "
     else:
@@ -46,6 +50,27 @@ def why_waiting(state: State, record: JobRecord) -> str:
     return f"{prefix}{reason}; {kept}"
 
 
+def _no_worker(state: State) -> str:
+    """Where every worker has gone, if none is left or none has come yet; else ""."""
+    accounts = state.accounts.values()
+    if any(account.slots for account in accounts):
+        return ""
+    gone = [f"{account.device.name} is {account.absence}" for account in accounts if account.absence]
+    told = f" ({'; '.join(gone[:3])}{', and others' if len(gone) > 3 else ''})" if gone else ""
+    return f"no worker is there{told}; it goes on when one joins"
+
+
+def _why_parked(state: State, group: Group) -> str:
+    """What a job that none of the devices here can run waits for."""
+    figures = state.why_pinned(group) or why_not_here(
+        group, state.classes, state.estimates, state.policy.on_pressure
+    )
+    reason = f"waits for a device to join that can run it: {figures}"
+    if not state.has_kind_for(group):
+        return reason
+    return f"{reason}; it fails if none has joined {state.policy.join_wait_s:g} s after all else is done"
+
+
 def _best_obstacle(state: State, record: JobRecord, options: dict[int, tuple[Option, ...]]) -> str:
     """The obstacle on the device that could take it soonest: one with a slot and the most room."""
     best: DeviceAccount | None = None
@@ -65,8 +90,8 @@ def _obstacle(state: State, record: JobRecord, account: DeviceAccount) -> str:
     name = account.device.name
     options = group.options.get(account.cls.index, ())
     need = min((option.need for option in options), default=0)
-    if not account.online:
-        return f"{name} is {account.problem or 'offline: its worker is gone'}"
+    if account.absence:
+        return f"{name} is {account.absence}"
     if not account.known:
         return f"{name}'s free memory is unknown ({account.problem}), which is not the same as free"
     if account.blocked:

@@ -57,6 +57,9 @@ class State:
         self.running_ends = 0.0
         self.gpus = 0
         self.topology = 0
+        # when something last ran or was added, and when a device last joined
+        self.busy_at = 0.0
+        self.joined_at = 0.0
         self.held = ""
         self.stopped = ""
 
@@ -105,6 +108,7 @@ class State:
             self.last_batch = job.batch
         group = self._group_of(job)
         record = JobRecord(job, self.job_orders, self.cohort, self.now, group)
+        self.busy_at = self.now
         self.job_orders += 1
         self.records[job.job_id] = record
         self.arrivals.append(record)
@@ -153,6 +157,11 @@ class State:
         group = self._group_of(record.job)
         self.wait(record, group, front=True)
         return group
+
+    def has_kind_for(self, group: Group) -> bool:
+        """True if a worker is there of a kind of device that the group has a plan for."""
+        kinds = {kind for plan in group.plans for kind in plan.device_kinds}
+        return any(account.slots > 0 and account.cls.kind in kinds for account in self.accounts.values())
 
     def waiting_groups(self) -> Iterable[Group]:
         """Every group with waiting jobs."""

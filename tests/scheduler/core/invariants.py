@@ -35,6 +35,7 @@ def check_invariants(dispatcher: Dispatcher) -> None:
         if account.claim is not None:
             assert account.claim.claim == uuid
             assert account.claim.state is JobState.WAITING
+            assert account.slots > 0
         # the index of open devices says what the account says
         is_open = account.has_slot and account.claim is None
         entries = [entry for entry in account.cls.open if entry[2] is account]

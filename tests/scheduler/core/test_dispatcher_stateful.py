@@ -103,7 +103,9 @@ class DispatcherMachine(RuleBasedStateMachine):
         some=st.lists(kinds(), min_size=2, max_size=4),
     )
     def begin(self, mode, reproducible, elastic, overtake_limit, some):
-        policy = Policy(mode, reproducible, elastic, max_failures=5, overtake_limit=overtake_limit)
+        policy = Policy(
+            mode, reproducible, elastic, join_wait_s=5.0, max_failures=5, overtake_limit=overtake_limit
+        )
         self.policy = policy
         self.kinds = some
         self.dispatcher = Dispatcher(policy, DEVICES)
@@ -259,6 +261,13 @@ class DispatcherMachine(RuleBasedStateMachine):
         device = BY_UUID[uuid]
         hung = min((name for name, p in self.running.items() if p.device == uuid), default=None)
         self.tell(WorkerLost(self.forward(0.1), uuid, min(left, device.slots), None, "gone", blame, hung))
+
+    @rule(uuid=UUIDS, left=st.integers(0, 2))
+    def drain(self, uuid, left):
+        """Processes leave, and what runs in them goes on."""
+        before = dict(self.running)
+        self.tell(WorkerLost(self.forward(0.1), uuid, min(left, BY_UUID[uuid].slots), (), "retired", False))
+        assert before.items() <= self.running.items()
 
     @rule(uuid=UUIDS)
     def join(self, uuid):
