@@ -44,12 +44,13 @@ def stress_command(
         ).resolve()
         # Dask takes a second to import: what can't be used is refused before that.
         from scheduler.execution.devices import DevicesError
+        from scheduler.execution.errors import ClusterError
         from scheduler.stress.run import stress
 
         keep = folder is not None
         try:
             with (
-                errors_as_messages(debug=debug, unusable=(StressError, DevicesError)),
+                errors_as_messages(debug=debug, unusable=(StressError, DevicesError, ClusterError)),
                 progress_on(errors) as progress,
                 stop_on_signals(progress.say) as stop,
             ):

@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -141,11 +143,29 @@ def test_a_small_one_for_real(tmp_path):
     assert (record["jobs"], record["done"], record["worker_kills"]) == (60, 60, 1)
     assert record["virtual"] is True
     assert record["bytes_touched"] * 100 >= record["bytes_charged"] > 0
-    # Nothing was written but into the folder, and the devices are gone.
-    assert sorted(path.name for path in folder.iterdir() if path.is_dir())[:3] == [
-        "cache",
-        "inputs",
-        "results",
+    assert len(list((folder / "results").iterdir())) > 20
+    (run,) = folder.glob("stress-*")
+    assert not list(Path("/dev/shm").glob(f"*{run.name}*"))
+
+
+def test_ctrl_c_ends_it_and_everything_that_it_has_started(tmp_path):
+    folder = tmp_path / "work"
+    command = [
+        Path(sys.executable).with_name("stackyard"),
+        *("stress", "--virtual", "2x1GiB", "--jobs", "5000", "--hog", "random", "--json"),
+        *("--folder", folder),
     ]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert any(" running: " in line for line in process.stderr)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    record = json.loads(stdout)
+    assert (record["jobs"], record["lost"], record["duplicates"]) == (5000, 0, 0)
+    assert record["done"] < 5000
+    assert len(children) >= 2 + 1 + 3  # hogs, the watch, workers
+    assert not psutil.wait_procs(children, timeout=60)[1]
     (run,) = folder.glob("stress-*")
     assert not list(Path("/dev/shm").glob(f"*{run.name}*"))
