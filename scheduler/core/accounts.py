@@ -97,6 +97,7 @@ class DeviceAccount:
         "idle",
         "key",
         "known",
+        "lengthy",
         "online",
         "ordinal",
         "problem",
@@ -123,6 +124,8 @@ class DeviceAccount:
         self.used = self.external = self.foreign = self.excess = self.idle = self.processes = 0
         self.reserved = 0
         self.running: dict[str, JobRecord] = {}
+        # of these on a CPU: not known to be short
+        self.lengthy = 0
         self.exclusive: str | None = None
         self.claim: JobRecord | None = None
         self.blocked = ""
@@ -155,8 +158,16 @@ class DeviceAccount:
 
     @property
     def window(self) -> int:
-        """The most attempts at one time."""
-        return self.slots + self.device.prefetch if self.slots else 0
+        """The most attempts at one time.
+
+        On a CPU one attempt waits for another in the same process: beyond the slots that is for short jobs,
+        and behind short jobs only.
+        """
+        if not self.slots:
+            return 0
+        if not self.cls.is_cpu:
+            return self.slots + self.device.prefetch
+        return self.slots + (0 if self.lengthy else min(self.device.prefetch, self.slots))
 
     @property
     def has_slot(self) -> bool:

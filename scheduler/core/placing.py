@@ -7,6 +7,10 @@ from scheduler.core.model import Decision, Placement, Verdict, gib
 from scheduler.core.records import Group, JobRecord, JobState, Option
 from scheduler.core.state import State
 
+# A job that takes longer gains little by being ready in its worker process when the one before it ends, and
+# whoever waits behind it there would lose.
+SHORT_S = 0.5
+
 
 class Placer:
     """Fills devices from the queues of a `State`, appending instructions to `out`."""
@@ -41,6 +45,9 @@ class Placer:
         if choice is None:
             if account.residents:
                 self._evict_for(account)
+            return False
+        group, option, _, _ = choice
+        if account.cls.is_cpu and len(account.running) >= account.slots and not _is_short(group, option):
             return False
         self._start(account, *choice)
         return True
@@ -87,6 +94,10 @@ class Placer:
             account.exclusive = record.job.job_id
             account.refresh()
         if account.cls.is_cpu:
+            if not _is_short(group, option):
+                record.lengthy = True
+                account.lengthy += 1
+                account.refresh()
             account.reserved += host_need
             if why and not option.measured:
                 state.exploring[group.family] = record.job.job_id
@@ -119,6 +130,10 @@ class Placer:
             account.running.pop(job_id, None)
             if account.exclusive == job_id:
                 account.exclusive = None
+                account.refresh()
+            if record.lengthy:
+                record.lengthy = False
+                account.lengthy -= 1
                 account.refresh()
             if account.cls.is_cpu:
                 if self.state.exploring.get(record.job.learns_as) == job_id:
@@ -217,3 +232,8 @@ class Placer:
                 inputs = {"need": option.need, "free": free, "idle_state": nbytes}
                 self.out.append(Evict(account.device.uuid, name, Decision(Verdict.RECLAIM, reason, inputs)))
             return
+
+
+def _is_short(group: Group, option: Option) -> bool:
+    """Whether others may wait behind such a job; one that is tried again may be one that ends its worker."""
+    return option.measured and option.seconds <= SHORT_S and not group.rung and not group.alone

@@ -103,7 +103,8 @@ def _obstacle(state: State, record: JobRecord, account: DeviceAccount) -> str:
         return f"{name} has no worker for it"
     if account.claim is not None and account.claim is not record:
         return f"{name} is being drained for {account.claim.job.job_id}, which was passed too often"
-    if len(account.running) >= account.window:
+    limit = account.slots if account.cls.is_cpu else account.window
+    if len(account.running) >= limit:
         return f"{name} is busy with {len(account.running)} of {account.window} jobs"
     if (group.alone or group.cold) and account.running and not account.cls.is_cpu:
         cause = "the first of its kind runs alone and is measured" if group.cold else "it must run alone"

@@ -58,6 +58,7 @@ class JobRecord:
     expected_end: float = 0.0
     share: float = 0.0
     on_device: bool = False
+    lengthy: bool = False
     claim: str | None = None
     cancelled: str | None = None
 

@@ -47,7 +47,7 @@ DEVICES = (
     Device("g1", "gpu1", DeviceKind.CUDA, 8000 * MIB, 2, "A", "h0", 100 * MIB, prefetch=1),
     Device("g2", "gpu2", DeviceKind.CUDA, 16000 * MIB, 3, "B", "h1", 100 * MIB),
     Device("v0", "virtual0", DeviceKind.VIRTUAL, 4000 * MIB, 1, "V", "h1"),
-    Device("c0", "cpu0", DeviceKind.CPU, 20000 * MIB, 2, "cpu", "h0"),
+    Device("c0", "cpu0", DeviceKind.CPU, 20000 * MIB, 2, "cpu", "h0", prefetch=2),
     Device("c1", "cpu1", DeviceKind.CPU, 10000 * MIB, 0, "cpu", "h1"),
 )
 BY_UUID = {device.uuid: device for device in DEVICES}

@@ -9,9 +9,10 @@ from heapq import heappop, heappush
 
 import pytest
 
-from scheduler.core.events import AttemptBegan, DeviceReleased
+from scheduler.core.events import AttemptBegan, DeviceReleased, WorkerDied, WorkerLost
 from scheduler.core.instructions import Start
-from tests.scheduler.core.build import World, gpu, jobs, on_gpu
+from scheduler.core.placing import SHORT_S
+from tests.scheduler.core.build import World, cpu, gpu, jobs, on_cpu, on_gpu
 
 PART_S = 1.0
 
@@ -88,3 +89,67 @@ def test_a_window_is_slots_and_prefetch_without_those_that_have_left_the_device(
     chains = Chains(replace(gpu(total=16, slots=1), prefetch=prefetch), 40)
     assert chains.widest == 1 + prefetch
     assert chains.most > 1 + prefetch
+
+
+def on_two_cpus(*costs):
+    """Two processes of a CPU that keep one job ready each; a kind of job of each cost has been measured."""
+    world = World(replace(cpu(slots=2), prefetch=2))
+    for cost in costs:
+        world.measure(on_cpu(cost=cost), kind=f"k{cost}")
+    return world
+
+
+def test_a_cpu_keeps_short_jobs_ready_in_its_processes():
+    world = on_two_cpus(SHORT_S)
+    world.add(*jobs(9, on_cpu(cost=SHORT_S), kind=f"k{SHORT_S}"))
+    assert len(world.running) == 4
+
+
+def test_long_jobs_dont_wait_behind_one_another_in_a_process():
+    world = on_two_cpus(SHORT_S * 1.1)
+    world.add(*jobs(9, on_cpu(cost=SHORT_S * 1.1), kind=f"k{SHORT_S * 1.1}"))
+    assert len(world.running) == 2
+    assert world.reason(f"k{SHORT_S * 1.1}5") == "cpu is busy with 2 of 2 jobs"
+
+
+def test_a_job_that_was_never_measured_may_be_long():
+    world = on_two_cpus()
+    world.add(*jobs(9, on_cpu(cost=0.001)))
+    assert len(world.running) == 2
+
+
+def test_short_jobs_dont_wait_behind_a_long_one():
+    world = on_two_cpus(0.1, 60.0)
+    world.add(*jobs(1, on_cpu(cost=60.0), kind="k60.0"))
+    world.add(*jobs(9, on_cpu(cost=0.1), kind="k0.1"))
+    assert len(world.running) == 2
+    world.end("k60.00")
+    assert len(world.running) == 4
+
+
+def test_a_long_job_starts_on_an_empty_process_only():
+    world = on_two_cpus(0.1, 60.0)
+    world.add(*jobs(4, on_cpu(cost=0.1), kind="k0.1"))
+    world.add(*jobs(1, on_cpu(cost=60.0), kind="k60.0"))
+    for number in range(2):
+        world.end(f"k0.1{number}")
+        assert "k60.00" not in world.running
+    assert world.reason("k60.00") == "cpu is busy with 2 of 4 jobs"
+    world.end("k0.12")
+    assert "k60.00" in world.running
+
+
+def test_nothing_waits_behind_a_job_that_may_have_ended_its_worker():
+    world = on_two_cpus(0.1)
+    world.add(*jobs(1, on_cpu(cost=0.1), kind="k0.1"))
+    world.end("k0.10", WorkerDied())
+    assert "k0.10" in world.running
+    world.add(*jobs(9, on_cpu(cost=0.1), kind="k0.1", start=1))
+    assert len(world.running) == 2
+
+
+def test_a_process_that_goes_takes_the_place_of_its_ready_job_with_it():
+    world = on_two_cpus(0.1)
+    world.tell(WorkerLost(world.now, "c-host", 1, (), "gone"))
+    world.add(*jobs(9, on_cpu(cost=0.1), kind="k0.1"))
+    assert len(world.running) == 2
