@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
-from distributed import Client
+from distributed import Client, Scheduler
 
 from scheduler.config.cluster import SlurmCluster
 from scheduler.execution.slurm_commands import SlurmError, cancel_job, check_script, job_states
@@ -129,7 +129,13 @@ def let_workers_go(client: Client) -> list[str]:
     """Have every worker close by itself, so that what its steps hold is torn down; returns their names."""
     if client.status != "running":
         return []
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    if workers:
-        client.retire_workers(list(workers), close_workers=True)
-    return [str(worker["name"]) for worker in workers.values()]
+    # Retiring them would keep those that hold a task's result, since there is nobody left to take it over.
+    names: list[str] = client.run_on_scheduler(_close_workers)
+    return names
+
+
+def _close_workers(dask_scheduler: Scheduler) -> list[str]:
+    workers = list(dask_scheduler.workers.items())
+    for address, _ in workers:
+        dask_scheduler.close_worker(address)
+    return [str(worker.name) for _, worker in workers]

@@ -23,7 +23,7 @@ class Queue:
         self.refusal: SlurmError | None = None
         self.slow = False
         self.cancelled: list[str] = []
-        self.retired: list[str] = []
+        self.closed: list[str] = []
 
     @property
     def requested(self) -> set[int]:
@@ -40,9 +40,12 @@ class Queue:
         assert n_workers == -1  # all of them; Dask tells five if it isn't asked for more
         return {"workers": self.workers}
 
-    def retire_workers(self, workers: list[str], close_workers: bool) -> None:
-        assert close_workers
-        self.retired += workers
+    def run_on_scheduler(self, function) -> list[str]:
+        workers = {address: SimpleNamespace(**worker) for address, worker in self.workers.items()}
+        return function(SimpleNamespace(workers=workers, close_worker=self.close_worker))
+
+    def close_worker(self, address: str) -> None:
+        self.closed.append(address)
         self.states = [state for state in self.states if state.pending]
 
     def cancel(self, job_id: str) -> None:
@@ -179,4 +182,4 @@ def test_at_the_end_what_waits_is_cancelled_and_what_runs_is_let_go(queue, remar
         queue.workers = {"tls://a": {"name": "n1-0-gpu0"}}
         queue.states[1] = JobState("1", "PENDING", "Resources", None)
     assert queue.cancelled == ["1"]
-    assert queue.retired == ["tls://a"]
+    assert queue.closed == ["tls://a"]
