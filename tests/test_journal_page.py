@@ -22,7 +22,8 @@ def journal(tmp_path: Path) -> sqlite3.Connection:
         writer.add_job(job, output=None, shape=(1, 2, 3), dtype="uint8", at=0.0)
     writer.add_decision("a", verdict="fall_back", reason="goes to cpu: no room", inputs={}, at=1.0)
     writer.start_attempt("a", 1, device="CPU-1", plan={}, device_bytes=0, host_bytes=9 * MIB, at=3.0)
-    writer.end_attempt("a", 1, outcome="done", detail={"host_peak_bytes": 7 * MIB}, at=5.5)
+    detail = {"host_peak_bytes": 7 * MIB, "on_device": [[3.5, 4.0], [5.0, 5.5]]}
+    writer.end_attempt("a", 1, outcome="done", detail=detail, at=5.5)
     writer.end_job("a", state="done", reason="done on cpu", at=5.5)
     writer.end_job("b", state="failed", reason="boom", at=6.0)
     writer.end_run(state="done", at=6.0)
@@ -51,4 +52,5 @@ def test_queries(journal):
         [("cpu", 1, 2.5)],
         [("a", 0, None, 9 * MIB, 7 * MIB)],
         [("a", 3.0)],
+        [("cpu", 1.0, 2.0)],
     ]

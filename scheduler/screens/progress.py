@@ -20,6 +20,7 @@ from scheduler.screens.words import duration_text, printable, rate_text
 
 LINE_EVERY_S = 10.0
 LONGEST_WAITS = 3
+STUCK_SHOWN = 3
 
 
 class Progress(Protocol):
@@ -121,6 +122,7 @@ class PlainProgress:
         return (
             last is None
             or (status.state, status.failed) != (last.state, last.failed)
+            or {job.job for job in status.stuck} != {job.job for job in last.stuck}
             or status.elapsed_s - last.elapsed_s >= LINE_EVERY_S
         )
 
@@ -141,6 +143,8 @@ def status_line(status: RunStatus) -> str:
     if status.waiting:
         longest = status.waiting[0]
         line += f"; {longest.job} waits for {duration_text(longest.waited_s)}: {longest.reason}"
+    for job in status.stuck[:STUCK_SHOWN]:
+        line += f"; {job.job} seems stuck: {job.reason}"
     return printable(line).replace("\n", " ")
 
 
@@ -151,6 +155,8 @@ def draw_status(status: RunStatus, *, ascii_only: bool = False) -> RenderableTyp
         parts += [Padding(_devices(status), (1, 0, 0, 0)), Text(legend(ascii_only=ascii_only), style="dim")]
     if status.waiting:
         parts.append(Padding(_waits(status), (1, 0, 0, 0)))
+    for job in status.stuck[:STUCK_SHOWN]:
+        parts.append(Text(printable(f"{job.job} seems stuck: {job.reason}"), style="red"))
     parts += [Text(printable(remark), style="yellow") for remark in status.remarks]
     if status.last_event:
         parts.append(Text(printable(status.last_event), style="dim", no_wrap=True, overflow="ellipsis"))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from scheduler.execution.status import RunStatus
+from scheduler.execution.status import JobFailure, RunStatus
 from scheduler.screens.progress import (
     LiveProgress,
     PlainProgress,
@@ -50,6 +50,16 @@ def test_view_shows_the_three_longest_waits_with_their_reasons(status):
     assert "needs 9 GiB on gpu0, 2 GiB is free" in text
     assert "reason three" in text
     assert "reason four" not in text
+
+
+def test_a_job_that_gets_nowhere_is_named_at_once(status, capsys):
+    stuck = replace(status, stuck=(JobFailure("A01_s7", "its worker process has said nothing for 9 s"),))
+    assert "A01_s7 seems stuck: its worker process has said nothing for 9 s" in drawn(stuck)
+    with PlainProgress() as progress:
+        progress.update(status)
+        progress.update(stuck)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith("; A01_s7 seems stuck: its worker process has said nothing for 9 s")
 
 
 @pytest.mark.parametrize("width", [20, 40, 80])
