@@ -18,6 +18,9 @@ GPU = Device("G", "gpu0", DeviceKind.CUDA, 1 << 30, prefetch=1)
 class Client:
     """Notes where attempts are sent."""
 
+    status = "running"
+    scheduler_comm = None
+
     def __init__(self) -> None:
         self.sent: list[str] = []
 
