@@ -14,7 +14,8 @@ import tifffile
 from pools.virtual import VirtualDeviceMemory
 from scheduler.core.events import Done, Failed, Outcome, OutOfMemory, Refused
 from scheduler.core.model import Device, DeviceKind
-from scheduler.execution.attempt import AttemptTask, OutputTarget, run_attempt
+from scheduler.execution.attempt import run_attempt
+from scheduler.execution.task import AttemptTask, OutputTarget
 from scheduler.execution.worker import WorkerSettings, WorkerState
 from scheduler.images.sources import find_stacks
 from scheduler.steps.resolve import StepSpec
@@ -33,7 +34,7 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
 
         def make(device: Device, host: Device = HOST) -> WorkerState:
             settings = WorkerSettings(TAG, str(tmp_path), (GPU, host), virtual_tag=TAG)
-            state = WorkerState(settings, device)
+            state = WorkerState(settings, device, host)
             ended.callback(state.close)
             monkeypatch.setattr("scheduler.execution.attempt.current_worker", lambda: state)
             return state
@@ -54,7 +55,8 @@ def attempt(tmp_path: Path) -> Callable[[str], Outcome]:
         spec = StepSpec("tried:step", declare={"input": "numpy"}, search_path=(str(tmp_path),))
         output = OutputTarget(str(tmp_path / "out.ome.tif"), "ome-tiff", False, {})
         task = AttemptTask("name-a", "kind", 1, source, (spec,), ("numpy",), 100, 1000, output)
-        return run_attempt(task).outcome
+        report, _ = run_attempt(task)
+        return report.outcome
 
     return run
 
@@ -99,7 +101,7 @@ def test_a_step_that_exits_fails_its_job_and_not_the_worker(
 def test_waiting_for_a_neighbours_computation_is_no_part_of_the_duration(
     begin: Begin, attempt: Callable[[str], Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = begin(GPU)
+    state = begin(HOST)
     clock = [0.0]
 
     @contextlib.contextmanager
@@ -108,7 +110,7 @@ def test_waiting_for_a_neighbours_computation_is_no_part_of_the_duration(
         yield
         clock[0] += 7.0
 
-    times = SimpleNamespace(monotonic=lambda: clock[0], strftime=lambda _format: "now")
+    times = SimpleNamespace(monotonic=lambda: clock[0], time=lambda: 0.0, strftime=lambda _format: "now")
     monkeypatch.setattr("scheduler.execution.attempt.time", times)
     monkeypatch.setattr(state, "compute", neighbour_computes())
     outcome = attempt("return stack")

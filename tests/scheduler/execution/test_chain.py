@@ -124,7 +124,7 @@ def test_the_footprint_counts_stack_result_and_workspace_in_primes() -> None:
     def fake(stack: np.ndarray) -> np.ndarray:
         return stack
 
-    contract = {"workspace": 17, "output_like": lambda shape, dtype: (shape, "float32")}
+    contract: dict[str, Any] = {"workspace": 17, "output_like": lambda shape, dtype: (shape, "float32")}
     resolved = ResolvedStep("fake", "fake", FunctionStep(fake, input="numpy", **contract), {})
     (plan,) = job_plans([resolved, resolved], (3, 5, 7), "uint16", NUMPY_ONLY)
     voxels = 3 * 5 * 7

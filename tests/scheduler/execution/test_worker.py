@@ -29,7 +29,7 @@ def make_worker(tmp_path: Path) -> Iterator[Callable[[Device], WorkerState]]:
 
         def make(device: Device) -> WorkerState:
             settings = WorkerSettings(TAG, str(tmp_path), (VIRTUAL, HOST), virtual_tag=TAG)
-            state = WorkerState(settings, device)
+            state = WorkerState(settings, device, HOST)
             ended.callback(state.close)
             return state
 
@@ -103,7 +103,8 @@ def test_charges_of_two_threads_add_up_in_the_table(
 def test_pools_of_a_virtual_device_are_bounded_under_its_own_number(tmp_path: Path) -> None:
     """OpenCL and JAX arrays for virtual GPU 1 live on their logical device 1."""
     second = Device(f"VIRTUAL-{TAG}-1", "virtual1", DeviceKind.VIRTUAL, 2000)
-    state = WorkerState(WorkerSettings(TAG, str(tmp_path), (VIRTUAL, second, HOST), virtual_tag=TAG), second)
+    settings = WorkerSettings(TAG, str(tmp_path), (VIRTUAL, second, HOST), virtual_tag=TAG)
+    state = WorkerState(settings, second, HOST)
     try:
         number = state.gpu_id("pyclesperanto")
         assert number == 1

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from scheduler.config import load_config
 from scheduler.core.footprint import Estimates
 from scheduler.core.model import DeviceKind
 from scheduler.execution.forecast import forecast
-from scheduler.execution.jobs import dispatcher_job, plans_by_form
+from scheduler.execution.jobs import dispatcher_job
+from scheduler.execution.plans import job_plans
 from scheduler.execution.prepare import look
 from scheduler.host.estimates import default_estimates_path, save_estimates
 from scheduler.images.sample import write_sample
@@ -27,7 +28,7 @@ output: {path: out, name: "{well}_s{site}_c{channel}"}
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch) -> Path:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Four stacks of 3 × 16 × 16 uint16, two cores, and nothing learned yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("scheduler.execution.devices.usable_cores", lambda: 2)
@@ -37,22 +38,23 @@ def config(tmp_path: Path, monkeypatch) -> Path:
     return path
 
 
-def invoke(*arguments: object):
+def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(cli.app, ["plan", *map(str, arguments)])
 
 
 def learn(config: Path, *, cpu_seconds: float) -> None:
     """What earlier runs of this config have learned: how long each of its jobs takes on the CPU."""
     prepared = look(load_config(config))
-    plans = plans_by_form(prepared, {DeviceKind.CPU: ("numpy",)})
     estimates = Estimates()
     for prepared_job in prepared.jobs:
-        job = dispatcher_job(prepared, prepared_job, plans)
+        request = prepared.request(prepared_job, run_id="earlier", overwrite=False)
+        plans = job_plans(prepared.chain.steps, *request.form, {DeviceKind.CPU: ("numpy",)})
+        job = dispatcher_job(request, plans)
         estimates.observe_seconds(job.learns_as, job.plans[0], "cpu", cpu_seconds)
     save_estimates(estimates, default_estimates_path())
 
 
-def test_jobs_footprint_and_device_without_any_measurement(config):
+def test_jobs_footprint_and_device_without_any_measurement(config: Path) -> None:
     found = forecast(load_config(config))
     ((form, jobs, (plan,)),) = [(each.form, each.jobs, each.whole) for each in found.forms]
     assert (form, jobs) == (((3, 16, 16), "uint16"), 4)
@@ -63,13 +65,13 @@ def test_jobs_footprint_and_device_without_any_measurement(config):
     assert [device.name for device, _ in found.devices] == ["cpu"]
 
 
-def test_nothing_is_written_or_started(config, tmp_path):
+def test_nothing_is_written_or_started(config: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     assert invoke(config).exit_code == 0
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_time_and_placements_by_simulation_once_rates_are_measured(config):
+def test_time_and_placements_by_simulation_once_rates_are_measured(config: Path) -> None:
     learn(config, cpu_seconds=10.0)
     found = forecast(load_config(config))
     # Four jobs of ten seconds, two at a time.
@@ -80,7 +82,7 @@ def test_time_and_placements_by_simulation_once_rates_are_measured(config):
     assert "10.0" in text
 
 
-def test_stacks_that_fit_only_in_blocks_are_planned_in_blocks(config, tmp_path):
+def test_stacks_that_fit_only_in_blocks_are_planned_in_blocks(config: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="needs torch")
     write_sample(tmp_path / "big", wells=1, sites=1, channels=1, planes=8, size=256)
     text = CONFIG.replace("memory: [numpy]", "memory: [torch]").replace("img", "big")
@@ -92,7 +94,7 @@ def test_stacks_that_fit_only_in_blocks_are_planned_in_blocks(config, tmp_path):
     assert f"{whole.plan.name} can be cut, where the whole doesn't fit" in invoke(config).stdout
 
 
-def test_screen(config, tmp_path):
+def test_screen(config: Path, tmp_path: Path) -> None:
     lines = [" ".join(line.split()) for line in invoke(config).stdout.splitlines()]
     assert lines[:3] == [
         "Input 4 stacks of 3 × 16 × 16 uint16, 1.5 KiB each",
@@ -103,7 +105,7 @@ def test_screen(config, tmp_path):
     assert lines[-1].startswith("Time not known before a run has measured this chain")
 
 
-def test_json(config):
+def test_json(config: Path) -> None:
     record = json.loads(invoke(config, "--json").stdout)
     assert record["jobs"] == 4
     assert record["steps"] == ["gaussian"]
@@ -115,7 +117,7 @@ def test_json(config):
     assert record["expected_s"] is None
 
 
-def test_what_was_learned_and_is_damaged_is_named(config):
+def test_what_was_learned_and_is_damaged_is_named(config: Path) -> None:
     path = default_estimates_path()
     path.parent.mkdir(parents=True)
     path.write_text("{")
@@ -124,7 +126,7 @@ def test_what_was_learned_and_is_damaged_is_named(config):
     assert result.stderr.startswith(f"stackyard: {path} is damaged")
 
 
-def test_results_that_are_there_and_stacks_that_cannot_be_read(config, tmp_path):
+def test_results_that_are_there_and_stacks_that_cannot_be_read(config: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/A01_s1_c1.ome.tif").touch()
     for path in (tmp_path / "img").glob("A01_s2_z*_c1.tif"):
@@ -139,7 +141,7 @@ def test_results_that_are_there_and_stacks_that_cannot_be_read(config, tmp_path)
     assert f"can't be read: {broken['job']}" in text
 
 
-def test_virtual_gpus_show_conversions_and_say_what_they_are(config):
+def test_virtual_gpus_show_conversions_and_say_what_they_are(config: Path) -> None:
     pytest.importorskip("torch", reason="needs torch")
     text = CONFIG.replace("memory: [numpy]", "memory: [torch, numpy]")
     config.write_text(text + "devices: {gpus: {virtual: [64MiB, 32MiB]}}\n")
@@ -164,7 +166,7 @@ def test_virtual_gpus_show_conversions_and_say_what_they_are(config):
         ("c{channel}.tif", "d{channel}.tif", "matches the pattern"),
     ],
 )
-def test_what_cannot_be_run_cannot_be_planned(config, old, new, said):
+def test_what_cannot_be_run_cannot_be_planned(config: Path, old: str, new: str, said: str) -> None:
     config.write_text(CONFIG.replace(old, new, 1))
     result = invoke(config)
     assert (result.exit_code, result.stdout) == (2, "")
