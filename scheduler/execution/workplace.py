@@ -55,7 +55,7 @@ def find_workplace(
     host = HostProbe((int(total * host_share), *memory_limits)).devices()[0]
     probe = NvmlProbe()
     try:
-        gpus = [gpu for gpu in probe.devices() if gpu.total_bytes > 0]
+        gpus = probe.devices()
         problems += [probe.problem] if probe.problem else []
     finally:
         probe.close()
@@ -65,7 +65,9 @@ def find_workplace(
             f"it sees {len(gpus)} GPUs and is bound to none, so it serves the CPU: start it with one GPU in "
             "CUDA_VISIBLE_DEVICES, or by dask cuda worker"
         )
-        gpus = []
+        gpus = ()
+    # One that doesn't tell its memory, which is a problem already, has no room; and the next isn't ours.
+    gpus = tuple(gpu for gpu in gpus[:1] if gpu.total_bytes > 0)
     problems += [
         f"{name} isn't set to {value}, which has to happen before the worker starts"
         for name, value in (EXPECTED_ON_GPU.items() if gpus else ())

@@ -23,7 +23,8 @@ def test_growth_beyond_what_is_allowed_is_told_with_its_figure() -> None:
     said = looks(0, 500, 550, 600, 601)
     assert said[:4] == ["", "", "", ""]
     assert said[4] == (
-        "its memory keeps growing: 101 MiB more than after its first jobs, and no array of the pools is the cause"
+        "its memory keeps growing: 101 MiB more than after its first jobs, and no array of the pools "
+        "is the cause"
     )
 
 
