@@ -1,0 +1,105 @@
+"""Steps with state in whole runs: set up once for each device, evicted when another job needs the room."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scheduler.config.model import DevicesConfig, MemoryConfig
+from scheduler.core.instructions import JobOutcome
+from scheduler.execution.local import local_scheduler
+from scheduler.execution.stack_scheduler import StackJob, StackScheduler
+from scheduler.steps.resolve import StepSpec
+
+MODULE = """
+import os
+from memcore import memory_types
+
+class Model:
+    declare = {"input": "torch"}
+    resident_bytes = "24MiB"
+
+    def __init__(self, *, log: str):
+        self.log = log
+
+    def note(self, what):
+        with open(self.log, "a") as file:
+            file.write(f"{what} {os.environ['STACKYARD_DEVICE']}\\n")
+
+    def setup(self, context):
+        self.note("setup")
+        self.added = 7
+
+    def __call__(self, stack):
+        return stack + self.added
+
+    def teardown(self):
+        self.note("teardown")
+
+@memory_types("torch", workspace=45 << 20)
+def hungry(stack):
+    return stack
+"""
+STACK = np.arange(2 * 3 * 5, dtype=np.uint8).reshape(2, 3, 5)
+
+pytest.importorskip("torch", reason="needs torch")
+
+On = Callable[[], AbstractContextManager["Bench"]]
+
+
+class Bench:
+    """A scheduler on two virtual devices of 64 MiB, and jobs for it."""
+
+    def __init__(self, folder: Path, scheduler: StackScheduler) -> None:
+        self.scheduler = scheduler
+        self._path = (str(folder),)
+        self._log = folder / "log"
+
+    def run(self, use: str, count: int) -> set[str]:
+        """The devices on which so many jobs have run."""
+        keywords = {"log": str(self._log)} if use == "Model" else {}
+        spec = StepSpec(f"stackyard_stateful:{use}", keywords, search_path=self._path)
+        futures = self.scheduler.map([StackJob(STACK, [spec])] * count, returns="array")
+        results = [future.result(timeout=200) for future in futures]
+        added = 7 if use == "Model" else 0
+        for result in results:
+            assert result.outcome is JobOutcome.DONE, result.reason
+            np.testing.assert_array_equal(result.arrays["stack"], STACK + added)
+        return {result.device for result in results}
+
+    def notes(self) -> Counter[str]:
+        """How often each device has set up and torn down."""
+        return Counter(self._log.read_text().splitlines())
+
+    def set_up(self) -> int:
+        return sum(count for note, count in self.notes().items() if note.startswith("setup"))
+
+
+@pytest.fixture
+def two_devices(tmp_path: Path) -> On:
+    """Start worker processes for two virtual devices."""
+    (tmp_path / "stackyard_stateful.py").write_text(MODULE)
+
+    @contextmanager
+    def start() -> Iterator[Bench]:
+        with local_scheduler(
+            run_dir=tmp_path / "run",
+            devices=DevicesConfig(gpus={"virtual": ["64MiB", "64MiB"]}, cpu=False),
+            memory=MemoryConfig(on_pressure="wait"),
+        ) as scheduler:
+            yield Bench(tmp_path, scheduler)
+
+    return start
+
+
+def test_two_hundred_jobs_set_up_once_for_each_device(two_devices: On) -> None:
+    with two_devices() as bench:
+        assert len(bench.run("Model", 200)) == 2
+        assert sorted(bench.notes().values()) == [1, 1]
+        assert bench.set_up() == 2
+    notes = bench.notes()
+    assert len(notes) == 4
+    assert set(notes.values()) == {1}, "what was set up is torn down at the end"
