@@ -6,8 +6,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,16 +18,9 @@ from scheduler.execution.slurm_commands import SlurmError, cancel_job, job_state
 from scheduler.execution.slurm_scripts import WORKER_JOB, driver_script
 from tests.scheduler.host import fake_nvml
 from tests.scheduler.slurm_node import inside_child
+from tests.scheduler.slurm_node.waiting import DEADLINE_S, wait_until
 
-DEADLINE_S = 90
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "STACKYARD_LEAVE_AT", "SLURM_JOB_ID", "MARK")
-
-
-def wait_until(ready: Callable[[], object], what: object = "") -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not ready():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def variables() -> list[str | None]:
@@ -136,7 +127,7 @@ def test_a_job_that_is_gone_is_replaced(slurm, tmp_path):
         (first,) = names(client)
         (job,) = job_states(name=f"{WORKER_JOB}-{tmp_path.name}")
         cancel_job(job.job_id)
-        wait_until(lambda: names(client) and first not in names(client))
+        wait_until(lambda: names(client) and first not in names(client), "another worker")
         assert client.submit(sum, [1, 2]).result() == 3
         assert workers.expected()
 
@@ -166,9 +157,9 @@ def test_inside_an_allocation_each_node_has_its_workers(slurm, tmp_path):
     command = [sys.executable, inside_child.__file__, str(tmp_path)]
     script = driver_script(cluster, command, log=tmp_path / "driver.log", folder=Path.cwd(), name="inside")
     job_id = sbatch(script)
-    wait_until(lambda: job_states(job_id=job_id) and job_states(job_id=job_id)[0].end_time)
+    wait_until(lambda: [state for state in job_states(job_id=job_id) if state.end_time], "start")
     (job,) = job_states(job_id=job_id)
-    wait_until((tmp_path / "said.json").exists, (tmp_path / "driver.log").read_text)
+    wait_until((tmp_path / "said.json").exists, "workers' words", (tmp_path / "driver.log").read_text)
     said = json.loads((tmp_path / "said.json").read_text())
     leave_at = f"{job.end_time - 30:.0f}"
     assert said == {

@@ -16,6 +16,7 @@ from scheduler.execution.slurm_commands import (
     job_states,
     sbatch,
 )
+from tests.scheduler.slurm_node.waiting import wait_until
 
 
 @pytest.fixture
@@ -138,10 +139,7 @@ def test_a_real_slurm(slurm):
     before = time.time()
     job_id = sbatch(script)
     held = sbatch(script.replace("--time=5", "--time=5 --hold"))
-    deadline = time.monotonic() + 60
-    while {state.state for state in job_states(job_id=job_id)} != {"RUNNING"}:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: {state.state for state in job_states(job_id=job_id)} == {"RUNNING"}, "start")
     running, waiting = sorted(job_states(name="here"), key=lambda state: int(state.job_id))
     assert (running.job_id, waiting.job_id) == (job_id, held)
     assert (waiting.pending, waiting.reason) == (True, "JobHeldUser")
@@ -150,7 +148,5 @@ def test_a_real_slurm(slurm):
     assert end_of_job({**os.environ, "SLURM_JOB_ID": job_id}) == running.end_time
     cancel_job(held)
     cancel_job(job_id)
-    while any(not state.ending for state in job_states(name="here")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: all(state.ending for state in job_states(name="here")), "end")
     cancel_job(job_id)
