@@ -69,14 +69,52 @@ class Attempts:
 
     Notes
     -----
-    Thread-safe. `overlaps` says how often an attempt has begun beside another one.
+    Thread-safe. `overlaps` says how often an attempt has begun beside another one, `leaving` why no further
+    one is let in, if that is so.
     """
 
     overlaps: int = 0
+    leaving: str = ""
     _refused: set[tuple[str, int]] = field(default_factory=set)
+    _present: set[tuple[str, int]] = field(default_factory=set)
     _running: dict[tuple[str, int], Activity] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _stillness: _Stillness | None = None
+
+    @contextlib.contextmanager
+    def present(self, job_id: str, number: int) -> Iterator[bool]:
+        """Count an attempt as being here until the block ends; False if it may not begin."""
+        key = job_id, number
+        with self._changed:
+            admitted = not self.leaving
+            if admitted:
+                self._present.add(key)
+        try:
+            yield admitted
+        finally:
+            with self._changed:
+                self._present.discard(key)
+                self._changed.notify_all()
+
+    def leave(self, reason: str) -> frozenset[tuple[str, int]]:
+        """Let no further attempt in; those that are here, by (job, number), may end."""
+        with self._changed:
+            self.leaving = self.leaving or reason
+            return frozenset(self._present)
+
+    def abandon(self, reason: str) -> None:
+        """Let no further attempt in, and wait for none of those that are here."""
+        with self._changed:
+            self.leaving = self.leaving or reason
+            self._present.clear()
+            self._changed.notify_all()
+
+    def cancel_all(self) -> None:
+        """Stop every attempt before its next step, and let no further one in."""
+        self.leave("the run is over")
+        with self._changed:
+            for activity in self._running.values():
+                activity.cancelled = True
 
     @contextlib.contextmanager
     def begin(self, job_id: str, number: int) -> Iterator[Activity]:
@@ -115,10 +153,10 @@ class Attempts:
         """How many attempts are in the process."""
         return len(self._running)
 
-    def wait_for_none(self, timeout_s: float) -> bool:
-        """Wait until no attempt is left; False if one still is."""
+    def wait_for_none(self, timeout_s: float | None) -> bool:
+        """Wait until no attempt is here any more, and the end of each is told; False if one still is."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._running, timeout_s)
+            return self._changed.wait_for(lambda: not self._present, timeout_s)
 
     def pulse(self, *, older_than_s: float) -> dict[tuple[str, int], tuple[float, str, float]]:
         """The attempts that have lasted so long: seconds since each began, what it does, its stillness.

@@ -27,8 +27,9 @@ from scheduler.execution.capture import attempt_log
 from scheduler.execution.chain import ChainStep, run_chain, run_chain_in_blocks
 from scheduler.execution.messages import Ended, Released, tell
 from scheduler.execution.peaks import DevicePeak, HostPeak
+from scheduler.execution.runs_here import current_worker, state_of, working_for
 from scheduler.execution.task import AttemptReport, AttemptTask, StepRecord
-from scheduler.execution.worker import Holding, RefusedError, WorkerState, current_worker
+from scheduler.execution.worker import Holding, RefusedError, WorkerState
 from scheduler.images.outputs import write_stack
 from scheduler.images.sources import read_stack
 from scheduler.images.stack import StackSource
@@ -44,12 +45,19 @@ def run_and_tell(task: AttemptTask, topic: str) -> NDArray[Any] | None:
     task again by itself, although its output is in place. So only an array that was asked for is a result.
     """
     worker = get_worker()
+    state = state_of(worker.id, topic)
+    if state is None:
+        raise RuntimeError("the worker serves this run no more")
 
     def released() -> None:
         tell(worker, topic, Released(task.job_id, task.number))
 
-    report, array = run_attempt(task, on_release=released)
-    tell(worker, topic, Ended(task.job_id, task.number, report))
+    with working_for(state), state.attempts.present(task.job_id, task.number) as admitted:
+        if admitted:
+            report, array = run_attempt(task, on_release=released)
+        else:
+            report, array = AttemptReport(WorkerDied(state.attempts.leaving, blame=False), os.getpid()), None
+        tell(worker, topic, Ended(task.job_id, task.number, report))
     return array
 
 

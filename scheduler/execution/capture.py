@@ -17,20 +17,20 @@ class _AttemptStream(io.TextIOBase):
     """Writes to the log of the attempt that runs in this thread, else to the worker's own stream."""
 
     def __init__(self, fallback: TextIO) -> None:
-        self._fallback = fallback
+        self.fallback = fallback
 
     def writable(self) -> bool:
         return True
 
     def write(self, text: str, /) -> int:
         log: AttemptLog | None = getattr(_attempt, "log", None)
-        return log.write(text) if log is not None else self._fallback.write(text)
+        return log.write(text) if log is not None else self.fallback.write(text)
 
     def flush(self) -> None:
-        self._fallback.flush()
+        self.fallback.flush()
 
     def fileno(self) -> int:
-        return self._fallback.fileno()
+        return self.fallback.fileno()
 
 
 class AttemptLog:
@@ -95,3 +95,11 @@ def route_attempts_output() -> None:
         sys.stdout = _AttemptStream(sys.stdout)
     if not isinstance(sys.stderr, _AttemptStream):
         sys.stderr = _AttemptStream(sys.stderr)
+
+
+def restore_output() -> None:
+    """Undo it, where nobody has put something else in its place since."""
+    if isinstance(sys.stdout, _AttemptStream):
+        sys.stdout = sys.stdout.fallback
+    if isinstance(sys.stderr, _AttemptStream):
+        sys.stderr = sys.stderr.fallback

@@ -56,6 +56,7 @@ from scheduler.execution.messages import (
     Pulse,
     Readings,
     Released,
+    Unfit,
 )
 from scheduler.execution.record import JournalRecord
 from scheduler.execution.task import AttemptReport, AttemptTask
@@ -66,8 +67,8 @@ TICK_S = 0.25
 SNAPSHOT_S = 0.15
 STOP_GRACE_S = 10.0
 SILENCE_S = 30.0
-# A worker that is closed in order says so about when the scheduler drops it, and one that died never does.
-JUDGEMENT_S = 0.25
+# A nanny's word on the end of its process may overtake the process's own last words.
+JUDGEMENT_S = 0.1
 # A nanny tries once to bring its process back and then gives up; on a busy machine that once takes its time.
 ABSENCE_S = 60.0
 
@@ -179,6 +180,7 @@ class Driver:
         self._deadline: float | None = None
         self._closing = False
         self._over = False
+        self.unfit: list[Unfit] = []
         self.state = "running"
 
     # what other threads may call
@@ -204,9 +206,9 @@ class Driver:
         self._inbox.put(self._begin_closing)
 
     def wait_for_workers(self, count: int, timeout_s: float) -> bool:
-        """Wait until so many processes have said hello."""
+        """Wait until so many processes have said hello, or that they can't serve."""
         deadline = time.monotonic() + timeout_s
-        while len(self._fleet.processes) < count:
+        while len(self._fleet.processes) + len(self.unfit) < count:
             if self._over or not self._ready.wait(max(0.0, deadline - time.monotonic())):
                 return False
             self._ready.clear()
@@ -264,7 +266,7 @@ class Driver:
     def _turn(self) -> None:
         """Take in what has happened since the last turn, at most a tick ago."""
         try:
-            self._take(self._inbox.get(timeout=TICK_S))
+            self._take(self._inbox.get(timeout=JUDGEMENT_S if self._gone else TICK_S))
             while True:
                 self._take(self._inbox.get_nowait())
         except queue.Empty:
@@ -304,10 +306,14 @@ class Driver:
                     self._feed(SnapshotTaken(time.monotonic(), snapshot))
             case Hello():
                 self._hello(item)
-            case Leaving(address=address, reason=reason):
-                self._leaving(address, reason)
-            case Left(address=address):
-                self._left(address)
+            case Unfit(name=name, reason=reason):
+                self.unfit.append(item)
+                self._record.remark(f"worker {name} isn't used: {reason}")
+                self._ready.set()
+            case Leaving():
+                self._leaving(item)
+            case Left(address=address, expected=expected):
+                self._left(address, expected=expected)
             case Evicted(device=device, name=name):
                 self._feed(ResidentEvicted(time.monotonic(), device, name))
             case _Fetched(key=key, report=report, array=array, error=error):
@@ -507,13 +513,17 @@ class Driver:
         self._devices_changed("")
         self._ready.set()
 
-    def _leaving(self, address: str, reason: str) -> None:
-        process = self._fleet.get(address)
-        if process is not None and not process.leaving:
-            process.leaving = reason
-            process.retired = True
-            self._devices_changed(reason)
-            self._replace_if_empty(process)
+    def _leaving(self, leaving: Leaving) -> None:
+        process = self._fleet.get(leaving.address)
+        if process is None:
+            return
+        if not process.leaving:
+            process.leaving, process.let_go = leaving.reason, leaving.let_go
+            self._devices_changed(leaving.reason)
+        if leaving.begun is not None:
+            for key in process.in_flight.keys() - leaving.begun:
+                self._end_with_worker(key, process, blame=False)
+        self._replace_if_empty(process)
 
     def _retire(self, key: AttemptKey, reason: str) -> None:
         """Replace the process that an attempt ran in, once its others have ended."""
@@ -524,13 +534,21 @@ class Driver:
             self._devices_changed(reason)
 
     def _replace_if_empty(self, process: WorkerProcess) -> None:
-        if process.retired and process.left_at is None and not process.in_flight:
+        if process.left_at is not None or process.in_flight:
+            return
+        if process.let_go:
+            self._fleet.let_go(process)
+        elif process.retired:
             self._fleet.restart(process)
 
-    def _left(self, address: str) -> None:
+    def _left(self, address: str, *, expected: bool) -> None:
         process = self._fleet.get(address)
         if process is not None and process.left_at is None:
             process.left_at = time.monotonic()
+            # One that the scheduler was asked to remove may be there still, and tell of its attempts.
+            process.drains = expected and not process.ended_by_us
+            if expected:
+                process.leaving = process.leaving or "it was retired"
             self._gone.append(process)
             self._devices_changed("its worker process has gone")
 
@@ -538,8 +556,7 @@ class Driver:
         """Judge those that have left, and count how long devices have been without a process."""
         for process in list(self._gone):
             assert process.left_at is not None
-            in_order = process.leaving and not process.ended_by_us
-            patience = self._terms.drain_s + JUDGEMENT_S if in_order else JUDGEMENT_S
+            patience = JUDGEMENT_S + (self._terms.drain_s if process.drains else 0.0)
             if process.in_flight and now - process.left_at < patience:
                 continue
             self._gone.remove(process)

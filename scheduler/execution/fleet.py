@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dask
-from distributed import Client, Future
+from distributed import Client, Future, Scheduler
 
 from scheduler.core.model import Device, DeviceKind
 from scheduler.execution.attempt import run_and_tell
 from scheduler.execution.messages import Hello
 from scheduler.execution.task import AttemptTask
-from scheduler.execution.worker_plugin import cancel_here, evict_here, reclaim_here
+from scheduler.execution.worker_plugin import cancel_here, evict_here, hurry_here, reclaim_here
 from scheduler.images.stack import StackSource
 
 AttemptKey = tuple[str, int]
@@ -29,19 +29,25 @@ class WorkerProcess:
     leaving
         Why it gets nothing more, if it doesn't.
     retired
-        It is replaced, or let go, once nothing is in flight there.
+        It is replaced once nothing is in flight there.
+    let_go
+        It is closed, together with its nanny, once nothing is in flight there.
     ended_by_us
         What is in flight there isn't to blame for its end.
     left_at
         When the scheduler removed it, on the monotonic clock; None while it is there.
+    drains
+        It may end its attempts all the same.
     """
 
     hello: Hello
     in_flight: dict[AttemptKey, Future] = field(default_factory=dict)
     leaving: str = ""
     retired: bool = False
+    let_go: bool = False
     ended_by_us: bool = False
     left_at: float | None = None
+    drains: bool = False
 
     @property
     def address(self) -> str:
@@ -68,6 +74,7 @@ class Fleet:
     def __init__(self, client: Client, topic: str) -> None:
         self.client = client
         self.topic = topic
+        self._connection = client.scheduler_comm
         self._processes: dict[str, WorkerProcess] = {}
         self._where: dict[AttemptKey, WorkerProcess] = {}
         self._lock = threading.Lock()
@@ -81,8 +88,11 @@ class Fleet:
 
     @property
     def connected(self) -> bool:
-        """False once the connection to the Dask scheduler was lost."""
-        return bool(self.client.status == "running")
+        """False once the connection to the Dask scheduler was lost, even if the client has made another one.
+
+        Subscriptions and tasks are gone with the first.
+        """
+        return self.client.status == "running" and self.client.scheduler_comm is self._connection
 
     def get(self, address: str) -> WorkerProcess | None:
         """The process at an address, if it has said hello and not left."""
@@ -181,7 +191,7 @@ class Fleet:
 
     def reclaim(self, device: str, nbytes: int) -> None:
         """Have every process of the device give back idle memory; doesn't wait for it."""
-        self._tell(self.processes_of(device), reclaim_here, nbytes)
+        self._tell(self.processes_of(device), reclaim_here, nbytes, self.topic)
 
     def evict(self, device: str, name: str) -> None:
         """Have every process of the device tear down a step's idle state; each answers by a message."""
@@ -199,17 +209,35 @@ class Fleet:
         """End a process, whatever is in it; its nanny, if it has one, starts a fresh one."""
         process.ended_by_us, process.retired = True, False
         process.leaving = process.leaving or "it is being restarted"
-        # It takes seconds, which nobody else should have to wait.
-        threading.Thread(target=self._restart, args=(process,), name="stackyard-restart", daemon=True).start()
+        self._tell([process], hurry_here, self.topic)
+        self._aside(self._restart, process)
+
+    def let_go(self, process: WorkerProcess) -> None:
+        """Close a process and its nanny; none comes in its place."""
+        process.let_go = False
+        self._aside(self.client.run_on_scheduler, close_there, process.address)
 
     def _restart(self, process: WorkerProcess) -> None:
-        # The run may be over, and its cluster closed, before the new process is there; or the old one went
-        # by itself, which is a KeyError (distributed 2026.8).
-        with contextlib.suppress(OSError, KeyError):
-            if process.hello.has_nanny:
-                self.client.restart_workers([process.address], raise_for_error=False)
-            else:
-                self.client.retire_workers([process.address], close_workers=True)
+        if process.hello.has_nanny:
+            self.client.restart_workers([process.address], raise_for_error=False)
+        else:
+            self.client.retire_workers([process.address], close_workers=True)
+
+    def _aside(self, do: Callable[..., Any], *arguments: Any) -> None:
+        """Do what takes seconds, which nobody else should have to wait."""
+
+        def run() -> None:
+            # The run may be over, and its cluster closed, before that is done; or the process has gone by
+            # itself, which is a KeyError (distributed 2026.8).
+            with contextlib.suppress(OSError, KeyError):
+                do(*arguments)
+
+        threading.Thread(target=run, name="stackyard-restart", daemon=True).start()
+
+
+def close_there(address: str, dask_scheduler: Scheduler) -> None:
+    """Have a worker and its nanny close; retiring would keep one that has a task's result and no heir."""
+    dask_scheduler.close_worker(address)
 
 
 def _with_slots(device: Device, slots: int) -> Device:

@@ -41,18 +41,33 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
-class Leaving:
-    """A worker process is about to go: it ends what it has and should be given nothing more."""
+class Unfit:
+    """A worker process can't serve the run; `reason` says why."""
 
     address: str
+    name: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
-    """The scheduler has removed a worker."""
+class Leaving:
+    """A worker process is about to go: it ends the attempts in `begun`, and begins no other.
+
+    `begun` has them by (job, number); None where it isn't known. `let_go`: it goes once somebody closes it.
+    """
 
     address: str
+    reason: str
+    begun: frozenset[tuple[str, int]] | None = None
+    let_go: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The scheduler has removed a worker; `expected` if somebody has asked for that."""
+
+    address: str
+    expected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +114,7 @@ class Evicted:
     name: str
 
 
-Message = Hello | Leaving | Left | Readings | Pulse | Released | Ended | Evicted
+Message = Hello | Unfit | Leaving | Left | Readings | Pulse | Released | Ended | Evicted
 
 
 def tell(worker: Worker, topic: str, message: Message) -> None:
@@ -114,5 +129,7 @@ def packed(message: Message) -> dict[str, bytes]:
 
 def heard(event: tuple[float, Mapping[str, Any]]) -> Message:
     """The message of one event of the topic."""
+    if "unfit" in event[1]:  # from a process that need not have this module
+        return Unfit(*event[1]["unfit"])
     message: Message = pickle.loads(event[1]["told"])
     return message

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,16 @@ from scheduler.execution.driver import STOP_GRACE_S, ClusterTerms, Driver, TakeS
 from scheduler.execution.errors import ClusterError
 from scheduler.execution.fleet import Fleet
 from scheduler.execution.jobs import JobRequest, dispatcher_job
-from scheduler.execution.messages import heard
+from scheduler.execution.membership import Membership
 from scheduler.execution.record import JournalRecord
 from scheduler.execution.status import RunStatus, RunSummary
 from scheduler.execution.task import AttemptReport, AttemptTask
 from scheduler.execution.usable import Planner
 from scheduler.execution.worker import WorkerSettings
-from scheduler.execution.worker_plugin import StackyardScheduler, StackyardWorker
 from scheduler.host.estimates import default_estimates_path, load_estimates, save_estimates
 
 WORKERS_S = 60.0
 TURN_S = 0.25
-LISTEN_S = 0.05
 
 
 class JobFailedError(RuntimeError):
@@ -141,14 +139,14 @@ class Session:
         self.record = record
         self.error: BaseException | None = None
         self._client = client
-        self._topic = f"stackyard-{secrets.token_hex(4)}"
+        topic = f"stackyard-{secrets.token_hex(4)}"
         self._terms = terms
         self._requests: dict[str, JobRequest] = {}
         self._futures: dict[str, StackFuture] = {}
         self._lock = threading.Lock()
         self._batch = 0
         self._names_taken: set[str] = set()
-        fleet = self._fleet = Fleet(client, self._topic)
+        fleet = self._fleet = Fleet(client, topic)
         elastic = (DeviceKind.CUDA, DeviceKind.CPU) if terms.elastic else ()
         self._planner = Planner(fleet, record.remark, expected=elastic)
         self._dispatcher = Dispatcher(policy, (), self._learned(), pins=pins)
@@ -161,46 +159,30 @@ class Session:
             take_snapshots=take_snapshots,
             terms=terms,
         )
-        self._plugins = StackyardWorker(replace(settings, topic=self._topic)), StackyardScheduler(self._topic)
+        self._membership = Membership(client, topic, settings, self._driver.hear)
         self._thread = threading.Thread(target=self._drive, name="stackyard-driver", daemon=True)
         self._connect()
 
     def _connect(self) -> None:
-        self._listen()
         self._thread.start()
-        worker_plugin, scheduler_plugin = self._plugins
         try:
-            self._client.register_plugin(scheduler_plugin)
-            self._client.register_plugin(worker_plugin)
-        except Exception as error:
+            self._join_cluster()
+        except BaseException:
             self._end_at_once("the cluster can't be used")
-            raise ClusterError(
-                f"the Dask cluster at {self._client.scheduler.address} can't be used: "
-                f"{type(error).__name__}: {error}; stackyard has to be installed for its scheduler and its "
-                "workers, in the same version"
-            ) from error
-        there = len(self._client.scheduler_info(n_workers=-1)["workers"])
-        if not self._driver.wait_for_workers(there, WORKERS_S):
-            self._end_at_once("workers aren't ready")
-            if self.error is not None:
-                raise self.error
+            raise
+
+    def _join_cluster(self) -> None:
+        there = self._membership.enter()
+        answered = self._driver.wait_for_workers(there, WORKERS_S)
+        unfit = self._driver.unfit
+        if unfit:
+            named = [f"worker {each.name} at {each.address}: {each.reason}" for each in unfit[:3]]
+            more = [f"{len(unfit) - 3} more"] * (len(unfit) > 3)
+            raise ClusterError(f"{'; '.join(named + more)}; Stackyard has to be installed for every worker")
+        if self.error is not None:
+            raise self.error
+        if not answered:
             raise ClusterError(f"of {there} workers not every one was ready in {WORKERS_S:.0f} s")
-
-    def _listen(self) -> None:
-        """Subscribe to the workers' messages, and see that none can be missed from here on."""
-        listening = threading.Event()
-
-        def hear(event: tuple[float, dict[str, Any]]) -> None:
-            if "told" in event[1]:
-                self._driver.hear(heard(event))
-            else:
-                listening.set()
-
-        self._client.subscribe_topic(self._topic, hear)
-        # The subscription goes another way than what makes the workers speak, and may come after it.
-        while not listening.is_set():
-            self._client.log_event(self._topic, {"listening": True})
-            listening.wait(LISTEN_S)
 
     def wait_for_worker(self, stop: threading.Event | None = None) -> None:
         """Wait until there is a worker, however long that takes: until then nothing can be planned.
@@ -221,6 +203,7 @@ class Session:
         self.stop(reason, grace_s=0.0)
         self.join()
         self.sum_up("failed")
+        self.disconnect()
 
     # jobs
 
@@ -294,12 +277,8 @@ class Session:
 
     def disconnect(self) -> None:
         """Take the plugins off the cluster, which goes on without us."""
-        if self._client.status != "running":
-            return
-        worker_plugin, scheduler_plugin = self._plugins
-        self._client.unsubscribe_topic(self._topic)
-        self._client.unregister_worker_plugin(worker_plugin.name)
-        self._client.unregister_scheduler_plugin(scheduler_plugin.name)
+        if self._fleet.connected:
+            self._membership.leave()
 
     def _drive(self) -> None:
         try:

@@ -10,7 +10,7 @@ from scheduler.core.model import DeviceKind, JobPlan
 from scheduler.execution.fleet import Fleet, WorkerProcess
 from scheduler.execution.jobs import Chain, Form
 from scheduler.execution.plans import job_plans, step_types
-from scheduler.execution.worker import state_of
+from scheduler.execution.runs_here import state_of
 from scheduler.steps.errors import StepError
 from scheduler.steps.resolve import StepSpec
 
@@ -43,10 +43,10 @@ def installed(memory_types: Iterable[str], kind: DeviceKind) -> tuple[str, ...]:
 
 
 def problems_here(
-    specs: Iterable[StepSpec], memory_types: Iterable[str], dask_worker: Worker
+    topic: str, specs: Iterable[StepSpec], memory_types: Iterable[str], dask_worker: Worker
 ) -> dict[str, str]:
     """Run in a worker: why installed memory types don't work on its device, by name; imports them."""
-    worker = state_of(dask_worker.id)
+    worker = state_of(dask_worker.id, topic)
     if worker is None:
         return {}
     for spec in specs:
@@ -160,7 +160,7 @@ class Planner:
 
     def _try(self, process: WorkerProcess, chain: Chain, names: list[str]) -> dict[str, str]:
         try:
-            return dict(self._fleet.run_on(process, problems_here, chain.specs, names))
+            return dict(self._fleet.run_on(process, problems_here, self._fleet.topic, chain.specs, names))
         except OSError as error:
             what = " or ".join(names)
             return dict.fromkeys(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from distributed import get_worker
 
 from memcore.memory_type import GpuId
 from pools import PoolSet, PressureWatcher
@@ -19,6 +18,7 @@ from scheduler.core.model import Device, DeviceKind, DeviceSnapshot
 from scheduler.execution.activity import Attempts
 from scheduler.execution.growth import Growth
 from scheduler.execution.residents import Residents
+from scheduler.execution.runs_here import states_here
 from scheduler.host.memory import HostProbe
 from scheduler.host.nvml import NvmlProbe
 from scheduler.host.reading import Probe, Reading
@@ -315,7 +315,7 @@ class WorkerState:
         shown: list[tuple[str | None, str | None, int]] = []
         while not self._closing.wait(REPORT_S):
             self.report_memory()
-            leases = self.pools.leases()
+            leases = [lease for state in (self, *self._others()) for lease in state.pools.leases()]
             held = [(lease.job, lease.step, lease.nbytes) for lease in leases]
             if held != shown:
                 self._reservations.note_leases(leases)
@@ -323,10 +323,17 @@ class WorkerState:
             if self._on_tick is not None:
                 self._on_tick(time.monotonic())
 
+    def _others(self) -> "list[WorkerState]":
+        """What other runs have here: the table knows one figure for each process."""
+        return [state for state in states_here() if state is not self]
+
+    def _idle_on_host(self) -> int:
+        return sum(state.pools.memory("cpu").idle for state in (self, *self._others()))
+
     def held(self) -> dict[str, tuple[int, int]]:
         """(held, reclaimable) bytes of this process, by device."""
         resident = psutil.Process().memory_info().rss
-        found = {self.host.uuid: (resident, min(resident, self.pools.memory("cpu").idle))}
+        found = {self.host.uuid: (resident, min(resident, self._idle_on_host()))}
         if self.device.kind is DeviceKind.CUDA:
             memory = self.pools.memory(0)
             held = sum(framework.held for framework in memory.frameworks.values())
@@ -354,13 +361,12 @@ class WorkerState:
     def reason_to_retire(self) -> str:
         """Why this process should be replaced before it is given more; "" if it needn't be.
 
-        Asked after an attempt, when no other one is in the process.
+        Asked after an attempt. While any other is in the process, of another run too, there is no telling.
         """
-        if self.attempts.count:
+        if any(state.attempts.count for state in (self, *self._others())):
             return ""
         resident = psutil.Process().memory_info().rss
-        pooled = self.pools.memory("cpu").idle
-        return self._growth.look(max(0, resident - pooled))
+        return self._growth.look(max(0, resident - self._idle_on_host()))
 
     def measures(self, kind: str) -> bool:
         """True for the first attempts of a kind: measuring costs fresh memory, and soon tells no news."""
@@ -377,7 +383,7 @@ class WorkerState:
         for step in self._steps.values():
             step.close()
         self.pools.close()
-        self._reservations.note_leases(())
+        self._reservations.note_leases([lease for state in self._others() for lease in state.pools.leases()])
         self._reservations.close()
 
 
@@ -389,36 +395,3 @@ def _worker_probes(settings: WorkerSettings, device: Device, host: Device) -> Ma
         capacities = [each.total_bytes for each in settings.virtual]
         probes[device.uuid] = VirtualProbe(capacities, settings.virtual_tag)
     return probes
-
-
-# By the id of the Dask worker: a cluster in one process (`processes=False`) has several.
-_states: dict[str, WorkerState] = {}
-
-
-def current_worker() -> WorkerState:
-    """The state of the worker that this code runs in.
-
-    Raises
-    ------
-    RuntimeError
-        It runs in no worker that a run's plugin has set up.
-    """
-    try:
-        return _states[get_worker().id]
-    except (ValueError, KeyError):
-        raise RuntimeError("this is no Stackyard worker: the run's worker plugin hasn't set it up") from None
-
-
-def state_of(worker_id: str) -> WorkerState | None:
-    """The state of a Dask worker of this process, by its id; None before it is set up and after its end."""
-    return _states.get(worker_id)
-
-
-def set_worker(worker_id: str, state: WorkerState) -> None:
-    """Make `state` that of a Dask worker of this process."""
-    _states[worker_id] = state
-
-
-def unset_worker(worker_id: str) -> WorkerState | None:
-    """Forget the state of a Dask worker; returns it."""
-    return _states.pop(worker_id, None)

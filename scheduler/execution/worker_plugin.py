@@ -6,18 +6,21 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from distributed import Scheduler, SchedulerPlugin, Worker, WorkerPlugin
+from distributed import Scheduler, SchedulerPlugin, Status, Worker, WorkerPlugin
 
 from scheduler.core.events import Cancelled
 from scheduler.core.model import Device, DeviceKind, DeviceSnapshot
-from scheduler.execution.capture import redirect_worker_output, route_attempts_output
+from scheduler.execution.capture import redirect_worker_output, restore_output, route_attempts_output
+from scheduler.execution.departure import drain_on_signals, ignore_signals
 from scheduler.execution.environment import DEVICE_VARIABLE, LEAVE_VARIABLE
 from scheduler.execution.messages import Ended, Evicted, Hello, Leaving, Left, Pulse, Readings, packed, tell
+from scheduler.execution.runs_here import set_worker, state_of, states_here, unset_worker
 from scheduler.execution.task import AttemptReport
-from scheduler.execution.worker import WorkerSettings, WorkerState, set_worker, state_of, unset_worker
+from scheduler.execution.worker import WorkerSettings, WorkerState
 from scheduler.execution.workplace import check_versions, find_workplace, installed_here, named_for_cluster
 
 WORKER_PIDS = "worker-pids"
@@ -46,6 +49,7 @@ class StackyardWorker(WorkerPlugin):  # type: ignore[misc]  # distributed's type
             hello, state = self._ours(worker)
         else:
             hello, state = self._foreign(worker)
+            drain_on_signals(worker, settings.topic, partial(self._drain, worker, state))
         set_worker(worker.id, state)
         state.report_memory()
         tell(worker, settings.topic, hello)
@@ -108,13 +112,39 @@ class StackyardWorker(WorkerPlugin):  # type: ignore[misc]  # distributed's type
         )
 
     async def teardown(self, worker: Worker) -> None:
-        """Let the attempts end as far as there is time for it, and give back what the process holds."""
-        state = unset_worker(worker.id)
+        """Give back what the process holds, once its attempts have ended or their time is over."""
+        topic = self.settings.topic
+        state = state_of(worker.id, topic)
         if state is None:
             return
-        tell(worker, self.settings.topic, Leaving(worker.address, "it is being closed"))
+        ignore_signals(worker, topic)
+        if worker.status is Status.running:
+            # The run is over, and the worker goes on: an attempt that is still here ends when it can.
+            state.attempts.cancel_all()
+            threading.Thread(
+                target=_close_when_idle, args=(worker.id, state), name="stackyard-close", daemon=True
+            ).start()
+            return
+        await self._drain(worker, state, "it is being closed")
+        await asyncio.to_thread(_close, worker.id, state)
+
+    async def _drain(self, worker: Worker, state: WorkerState, reason: str) -> None:
+        """Say that the process is about to go, and let it end what it has begun."""
+        begun = state.attempts.leave(reason)
+        tell(worker, self.settings.topic, Leaving(worker.address, reason, begun))
         await asyncio.to_thread(state.attempts.wait_for_none, self.settings.drain_s)
-        await asyncio.to_thread(state.close)
+
+
+def _close_when_idle(worker_id: str, state: WorkerState) -> None:
+    state.attempts.wait_for_none(None)
+    _close(worker_id, state)
+
+
+def _close(worker_id: str, state: WorkerState) -> None:
+    unset_worker(worker_id, state.settings.topic)
+    state.close()
+    if not states_here():
+        restore_output()
 
 
 class _Reporter:
@@ -138,7 +168,7 @@ class _Reporter:
 
     def look(self, now: float) -> None:
         """Tell what is due."""
-        state = state_of(self._worker.id)
+        state = state_of(self._worker.id, self._settings.topic)
         if state is None:
             return
         if now - self._pulse_at >= PULSE_S:
@@ -152,7 +182,9 @@ class _Reporter:
         if not self._left and time.time() >= self._leave_at:
             self._left = True
             reason = "its time on the cluster is nearly over"
-            tell(self._worker, self._settings.topic, Leaving(self._worker.address, reason))
+            begun = state.attempts.leave(reason)
+            leaving = Leaving(self._worker.address, reason, begun, let_go=True)
+            tell(self._worker, self._settings.topic, leaving)
 
     def evicted(self, name: str) -> None:
         """Tell that a step's state had to make room."""
@@ -166,22 +198,46 @@ class _Reporter:
 
 
 class StackyardScheduler(SchedulerPlugin):  # type: ignore[misc]  # distributed's types are not followed
-    """Tells the driver which workers have left: what was pinned to them would wait for good."""
+    """Tells the driver which workers have left: what was pinned to them would wait for good.
+
+    Parameters
+    ----------
+    client
+        The driver's, by its id: without it the plugins of its run go too.
+    worker_plugin
+        The name of the run's plugin in the workers.
+    """
 
     idempotent: ClassVar[bool] = True
 
-    def __init__(self, topic: str) -> None:
+    def __init__(self, topic: str, client: str, worker_plugin: str) -> None:
         self.topic = topic
-        self.name = f"stackyard-{topic}"
+        self.name = topic
+        self.client = client
+        self.worker_plugin = worker_plugin
+        self._tidying: asyncio.Task[Any] | None = None
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Called by Dask once a worker is removed."""
-        scheduler.log_event(self.topic, packed(Left(worker)))
+        removals = [told for _, told in scheduler.get_events(worker) if _is_removal(told)]
+        expected = bool(removals and removals[-1].get("expected"))
+        scheduler.log_event(self.topic, packed(Left(worker, expected)))
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        """Called by Dask once a client is removed: by its own wish, or since its connection is lost."""
+        if client == self.client:
+            scheduler.remove_plugin(self.name)
+            tidying = scheduler.unregister_worker_plugin(None, self.worker_plugin)
+            self._tidying = asyncio.get_running_loop().create_task(tidying)
 
 
-def reclaim_here(nbytes: int, dask_worker: Worker) -> int:
+def _is_removal(told: object) -> bool:
+    return isinstance(told, dict) and told.get("action") == "remove-worker"
+
+
+def reclaim_here(nbytes: int, topic: str, dask_worker: Worker) -> int:
     """Give back idle memory of a worker's device; returns the bytes that came back."""
-    state = state_of(dask_worker.id)
+    state = state_of(dask_worker.id, topic)
     if state is None:
         return 0
     freed = state.pools.reclaim(0 if state.on_gpu else "cpu", nbytes)
@@ -189,9 +245,16 @@ def reclaim_here(nbytes: int, dask_worker: Worker) -> int:
     return freed
 
 
+def hurry_here(topic: str, dask_worker: Worker) -> None:
+    """Have a worker that is about to be ended wait for none of its attempts."""
+    state = state_of(dask_worker.id, topic)
+    if state is not None:
+        state.attempts.abandon("it is being restarted")
+
+
 def evict_here(device: str, name: str, topic: str, dask_worker: Worker) -> bool:
     """Tear down what a step's `setup` keeps in a worker, if no attempt uses it, and tell the driver."""
-    state = state_of(dask_worker.id)
+    state = state_of(dask_worker.id, topic)
     if state is None or not state.residents.evict(name):
         return False
     state.report_memory()
@@ -201,7 +264,7 @@ def evict_here(device: str, name: str, topic: str, dask_worker: Worker) -> bool:
 
 def cancel_here(job_id: str, number: int, topic: str, dask_worker: Worker) -> None:
     """End an attempt: one that runs stops before its next step, one that hasn't begun never does."""
-    state = state_of(dask_worker.id)
+    state = state_of(dask_worker.id, topic)
     if state is not None and not state.attempts.cancel(job_id, number):
         report = AttemptReport(Cancelled("it was cancelled before it began"), os.getpid())
         tell(dask_worker, topic, Ended(job_id, number, report))

@@ -72,6 +72,7 @@ class FakeClient:
     def __init__(self, work: Callable[[FakeFuture], None]) -> None:
         self.work = work
         self.status = "running"
+        self.scheduler_comm = object()
         self.futures: list[FakeFuture] = []
         self.submitted: list[dict[str, Any]] = []
         self.calls: list[tuple[str, list[str], tuple[Any, ...]]] = []
@@ -90,6 +91,10 @@ class FakeClient:
 
     def run(self, function: Any, *arguments: Any, workers: list[str], **_: Any) -> None:
         self.calls.append((function.__name__, workers, arguments))
+
+    def run_on_scheduler(self, function: Any, *arguments: Any) -> None:
+        self.calls.append((function.__name__, [], arguments))
+        self.ended.set()
 
     def restart_workers(self, workers: list[str], **_: Any) -> None:
         self.restarted += workers

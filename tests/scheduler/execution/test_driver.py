@@ -294,8 +294,8 @@ def test_a_worker_that_leaves_in_order_is_given_time_to_tell_how_its_attempts_en
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def leave(future: FakeFuture) -> None:
+        world.driver.hear(Left("w1", expected=True))
         world.driver.hear(Leaving("w1", "it is being closed"))
-        world.driver.hear(Left("w1"))
 
     world = World(leave, ClusterTerms(elastic=True, drain_s=1e9))
     world.join("w1")
