@@ -159,7 +159,9 @@ class Chooser:
         for group in groups:
             if group.permits(account.device.uuid) and not (account.running and (group.alone or group.cold)):
                 for option in group.options.get(cls.index, ()):
-                    if option.need <= room:
+                    if option.need <= room and self._host_has(account, option):
                         yield group, option
         if account.claim is None:
-            yield from cls.fit.candidates(room)
+            for group, option in cls.fit.candidates(room):
+                if self._host_has(account, option) and worth_it(self.state, group, option):
+                    yield group, option

@@ -248,9 +248,14 @@ class Dispatcher:
 
     def _resident_evicted(self, event: events.ResidentEvicted) -> None:
         account = self._state.accounts.get(event.uuid)
-        if account is not None:
-            self._placer.forget_resident(account, event.name)
-            self._endings.touch(account)
+        if account is None:
+            return
+        if event.name in self._placer.residents_in_use(account):
+            # an attempt that was placed with it meanwhile sets it up again
+            account.evicting.discard(event.name)
+            return
+        self._placer.forget_resident(account, event.name)
+        self._endings.touch(account)
 
     # the run
 

@@ -280,6 +280,9 @@ class Endings:
             self._placer.out.append(Retry(record.job.job_id, record.attempts, rung, decision))
 
     def _forget_new_resident(self, placement: Placement, account: DeviceAccount) -> None:
+        """Nobody knows if an attempt that failed has set its state up, but for those who work with it."""
         resident = placement.plan.resident
-        if placement.resident_bytes and resident is not None:
+        if resident is None or not placement.resident_bytes:
+            return
+        if resident.name not in self._placer.residents_in_use(account):
             self._placer.forget_resident(account, resident.name)

@@ -10,6 +10,8 @@ from scheduler.core.state import State
 # A job that takes longer gains little by being ready in its worker process when the one before it ends, and
 # whoever waits behind it there would lose.
 SHORT_S = 0.5
+# So long one device is asked to evict state for a job before others are, and before the CPU takes the job.
+ROOM_S = 10.0
 
 
 class Placer:
@@ -87,6 +89,7 @@ class Placer:
         record.state = JobState.RUNNING
         record.placement = placement
         record.on_device = True
+        record.room_on = None
         record.refused = ""
         record.began_at = None
         account.running[record.job.job_id] = record
@@ -207,31 +210,50 @@ class Placer:
             record.claim = None
             self.state.unclaimed.append(claimed)
 
-    def _evict_for(self, account: DeviceAccount) -> None:
-        """Ask for idle resident state to go if a waiting job would fit then."""
-        in_use = {
+    def residents_in_use(self, account: DeviceAccount) -> set[str]:
+        """The resident state that attempts on the device work with, or will as soon as they are there."""
+        return {
             record.placement.plan.resident.name
             for record in account.running.values()
             if record.placement is not None and record.placement.plan.resident is not None
         }
-        idle = {name: nbytes for name, nbytes in account.residents.items() if name not in in_use}
-        free = account.free
-        room = free
-        for name, nbytes in idle.items():
-            room += nbytes
-            found = next(self._chooser.wants(account, room), None)
-            if found is None:
+
+    def _evict_for(self, account: DeviceAccount) -> None:
+        """Ask for idle resident state to go if a waiting job would fit then, on one device for each job."""
+        in_use = self.residents_in_use(account)
+        uuid = account.device.uuid
+        room = free = account.free
+        idle: list[str] = []
+        for name, nbytes in account.residents.items():
+            if name in in_use:
                 continue
-            if name not in account.evicting:
-                account.evicting.add(name)
-                group, option = found
-                reason = (
-                    f"{group.oldest().job.job_id} needs {gib(option.need)} on {account.device.name}, where "
-                    f"{gib(max(0, free))} are free and idle state of {name} holds {gib(nbytes)}"
-                )
-                inputs = {"need": option.need, "free": free, "idle_state": nbytes}
-                self.out.append(Evict(account.device.uuid, name, Decision(Verdict.RECLAIM, reason, inputs)))
+            room += nbytes
+            idle.append(name)
+            for group, option in self._chooser.wants(account, room):
+                own = option.plan.resident
+                # what the job itself needs is worth keeping for it
+                victim = next((each for each in reversed(idle) if own is None or each != own.name), None)
+                if victim is not None and not group.room_is_made(self.state.now, uuid):
+                    self._evict(account, victim, group, option, free)
+                    return
+
+    def _evict(self, account: DeviceAccount, name: str, group: Group, option: Option, free: int) -> None:
+        record, now = group.oldest(), self.state.now
+        if record.room_on == account.device.uuid and now >= record.room_until:
+            record.room_on = None  # the others' turn
             return
+        if record.room_on != account.device.uuid:
+            record.room_on, record.room_until = account.device.uuid, now + ROOM_S
+        if name in account.evicting:
+            return
+        account.evicting.add(name)
+        nbytes = account.residents[name]
+        reason = (
+            f"{record.job.job_id} needs {gib(option.need)} on {account.device.name}, where "
+            f"{gib(max(0, free))} are free and idle state of {name} holds {gib(nbytes)}"
+        )
+        inputs = {"need": option.need, "free": free, "idle_state": nbytes}
+        self.out.append(Evict(account.device.uuid, name, Decision(Verdict.RECLAIM, reason, inputs)))
 
 
 def _is_short(group: Group, option: Option) -> bool:

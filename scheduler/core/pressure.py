@@ -46,7 +46,7 @@ def best_for_cpu(state: State, account: DeviceAccount) -> tuple[Group, Option, s
                     group, option = longest
                 elif option.seconds > group.best_seconds:
                     continue
-        if option.need <= free:
+        if option.need <= free and not group.room_is_made(state.now):
             best, best_gain = (group, option), gain
     return None if best is None else (*best, why_on_cpu(state, *best))
 
@@ -54,7 +54,7 @@ def best_for_cpu(state: State, account: DeviceAccount) -> tuple[Group, Option, s
 def cpu_may_take(state: State, group: Group, option: Option) -> bool:
     """The same rules for one group that has options on GPUs."""
     mode = state.policy.on_pressure
-    if mode is OnPressure.WAIT or mode is OnPressure.FAIL:
+    if mode is OnPressure.WAIT or mode is OnPressure.FAIL or group.room_is_made(state.now):
         return False
     if mode is OnPressure.CPU or _strangers_hold(state, group):
         return True

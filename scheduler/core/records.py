@@ -60,6 +60,9 @@ class JobRecord:
     on_device: bool = False
     lengthy: bool = False
     claim: str | None = None
+    # the device that was asked to evict state for it, which may take its time until then
+    room_on: str | None = None
+    room_until: float = 0.0
     cancelled: str | None = None
 
 
@@ -133,6 +136,11 @@ class Group:
             self.jobs.appendleft(record)
         else:
             self.jobs.append(record)
+
+    def room_is_made(self, now: float, elsewhere_than: str | None = None) -> bool:
+        """True while a device, another one than that, evicts state for the oldest of its jobs."""
+        record = self.oldest()
+        return record.room_on not in (None, elsewhere_than) and now < record.room_until
 
     def waiting(self) -> Iterator[JobRecord]:
         """Its waiting jobs, oldest first but for requeued ones."""

@@ -275,12 +275,7 @@ class DispatcherMachine(RuleBasedStateMachine):
 
     @rule(uuid=UUIDS, name=st.sampled_from(["model0", "model1"]))
     def evicted(self, uuid, name):
-        in_use = any(
-            p.device == uuid and p.plan.resident is not None and p.plan.resident.name == name
-            for p in self.running.values()
-        )
-        if not in_use:
-            self.tell(ResidentEvicted(self.forward(0.1), uuid, name))
+        self.tell(ResidentEvicted(self.forward(0.1), uuid, name))
 
     @rule(held=st.booleans())
     def hold(self, held):

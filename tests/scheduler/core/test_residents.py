@@ -1,0 +1,276 @@
+"""What steps keep on devices: counted once, however attempts end; evicted once for each job that needs it."""
+
+import pytest
+
+from scheduler.core.events import (
+    Cancel,
+    Failed,
+    OutOfMemory,
+    Refused,
+    ResidentEvicted,
+    Tick,
+    TimedOut,
+    WorkerDied,
+    WorkerJoined,
+    WorkerLost,
+)
+from scheduler.core.instructions import Evict, Start
+from tests.scheduler.core.build import GIB, World, cpu, gpu, job, jobs, on_cpu, on_gpu, resident
+from tests.scheduler.core.invariants import check_invariants
+
+WARM = on_gpu(1, resident=resident(nbytes=4))
+OTHER = on_gpu(1, name="other", resident=resident("other", nbytes=3))
+BIG = on_gpu(5, name="big")
+
+
+def evicted(world):
+    """What was asked to go, as (device, name)."""
+    return [(each.device, each.name) for each in world.instructions if isinstance(each, Evict)]
+
+
+def answer(world, uuid="g0", name="weights"):
+    """The worker has evicted it."""
+    found = world.tell(ResidentEvicted(world.now, uuid, name))
+    check_invariants(world.dispatcher)
+    return found
+
+
+def reserved(world, number=0):
+    return world.dispatcher.device_view()[number].reserved_bytes
+
+
+def warmed(*devices, **policy):
+    """BIG is measured; on one device is idle state of WARM, and nothing runs."""
+    world = World(*devices, **policy)
+    world.measure(BIG, kind="big")
+    world.measure(WARM)
+    assert sum(view.reserved_bytes for view in world.dispatcher.device_view()) == 4 * GIB
+    world.instructions.clear()
+    return world
+
+
+def warm_everywhere():
+    """The same with two devices, and idle state on both."""
+    world = warmed(gpu(0, total=8), gpu(1, total=8))
+    world.add(*jobs(4, WARM))
+    for name in list(world.running):
+        world.end(name)
+    assert [reserved(world, number) for number in (0, 1)] == [4 * GIB, 4 * GIB]
+    world.instructions.clear()
+    return world
+
+
+def big(count=1, plans=(BIG,), **rest):
+    return jobs(count, *plans, kind="b", family="big", **rest)
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Failed("setup of step Segment failed: OSError: no weights"),
+        OutOfMemory(GIB),
+        OutOfMemory(None, on_host=True),
+        Refused("less than thought"),
+        TimedOut("too long"),
+        WorkerDied("retired", blame=False),
+        WorkerDied(),
+    ],
+)
+def test_the_books_agree_however_the_attempt_that_brings_it_ends(outcome):
+    world = World(gpu(total=16, slots=4), on_pressure="wait")
+    world.measure(WARM)
+    answer(world)
+    world.add(*jobs(3, WARM))
+    assert [world.running[f"k{n}"].resident_bytes for n in range(3)] == [4 * GIB, 0, 0]
+    world.end("k0", outcome)
+    check_invariants(world.dispatcher)
+    # the neighbours have set it up, or are about to: their bytes and the state's are counted
+    promised = sum(placement.reserve_bytes for placement in world.running.values())
+    assert reserved(world) == 4 * GIB + promised
+    for name in list(world.running):
+        world.end(name)
+    check_invariants(world.dispatcher)
+
+
+@pytest.mark.parametrize("outcome", [OutOfMemory(None, on_host=True), Refused("less than thought")])
+def test_state_that_nobody_else_uses_is_forgotten_with_the_attempt_that_failed(outcome):
+    world = World(gpu(total=8), on_pressure="wait")
+    world.measure(WARM)
+    answer(world)
+    world.add(*jobs(1, WARM))
+    first = world.running["k0"]
+    world.end("k0", outcome)
+    world.snapshot("g0", used=0.1)
+    again = world.running["k0"]
+    assert (first.resident_bytes, again.resident_bytes) == (4 * GIB, 4 * GIB)
+    assert reserved(world) == 4 * GIB + again.reserve_bytes
+
+
+def test_what_a_failed_setup_was_to_keep_can_be_evicted():
+    """The worker says that it isn't there, whether or not it ever was."""
+    world = World(gpu(total=8))
+    world.measure(BIG, kind="big")
+    world.add(*jobs(1, WARM))
+    world.end("k0", Failed("setup failed"))
+    world.instructions.clear()
+    world.add(*big())
+    assert evicted(world) == [("g0", "weights")]
+    answer(world)
+    assert "b0" in world.running
+
+
+def test_a_lost_worker_has_lost_its_state():
+    world = warmed(gpu(total=8))
+    world.add(*jobs(1, WARM))
+    assert world.running["k0"].resident_bytes == 0
+    world.tell(WorkerLost(world.now, "g0", blame=False))
+    world.tell(WorkerJoined(world.now, world.devices["g0"]))
+    again = [each.placement for each in world.instructions if isinstance(each, Start)][-1]
+    assert again.resident_bytes == 4 * GIB
+    check_invariants(world.dispatcher)
+
+
+def test_of_two_states_both_go_if_both_must():
+    world = World(gpu(total=8))
+    world.measure(on_gpu(7, name="big"), kind="big")
+    world.measure(WARM)
+    world.measure(OTHER, kind="o")
+    assert reserved(world) == 7 * GIB
+    world.instructions.clear()
+    world.add(*big(plans=(on_gpu(7, name="big"),)))
+    (first,) = evicted(world)
+    answer(world, *first)
+    assert "b0" not in world.running
+    _, second = evicted(world)
+    assert {first[1], second[1]} == {"weights", "other"}
+    answer(world, *second)
+    assert "b0" in world.running
+
+
+def test_of_two_states_only_one_goes_if_one_is_enough():
+    world = World(gpu(total=8))
+    world.measure(on_gpu(4, name="big"), kind="big")
+    world.measure(WARM)
+    world.measure(OTHER, kind="o")
+    world.instructions.clear()
+    world.add(*big(plans=(on_gpu(4, name="big"),)))
+    (only,) = evicted(world)
+    answer(world, *only)
+    assert "b0" in world.running
+    assert len(evicted(world)) == 1
+
+
+def test_what_the_waiting_job_itself_needs_stays():
+    """Idle is what another chain keeps, and what this job does: only the first is in its way."""
+    for first, second in ((WARM, OTHER), (OTHER, WARM)):
+        world = World(gpu(total=8))
+        fits_with_weights = on_gpu(3, name="large", resident=WARM.resident)
+        world.measure(on_gpu(3, name="large"), kind="large")
+        world.measure(first, kind="first")
+        world.measure(second, kind="second")
+        world.instructions.clear()
+        world.add(job("l", fits_with_weights, kind="l", family="large"))
+        assert evicted(world) == [("g0", "other")]
+        answer(world, name="other")
+        assert world.running["l"].resident_bytes == 0
+
+
+def test_one_job_has_state_evicted_on_one_device_only():
+    world = warm_everywhere()
+    world.add(*big())
+    (asked,) = evicted(world)
+    for _ in range(3):
+        # nobody has answered yet: the same device is asked again
+        world.now += 1.0
+        world.tell(Tick(world.now))
+        assert set(evicted(world)) == {asked}
+    answer(world, asked[0])
+    assert world.where("b0") == asked[0]
+    assert {uuid for uuid, _ in evicted(world)} == {asked[0]}
+
+
+def test_two_jobs_have_state_evicted_on_two_devices():
+    world = warm_everywhere()
+    world.add(*big(2))
+    answer(world, evicted(world)[0][0])
+    world.tell(Tick(world.now))
+    assert {uuid for uuid, _ in evicted(world)} == {"g0", "g1"}
+
+
+def test_a_device_that_does_not_answer_is_not_waited_for_for_ever():
+    world = warm_everywhere()
+    world.add(*big())
+    for _ in range(3):
+        world.now += 11.0
+        world.tell(Tick(world.now))
+    devices = [uuid for uuid, _ in evicted(world)]
+    assert set(devices) == {"g0", "g1"}
+    assert devices[0] != devices[1]
+
+
+def test_an_eviction_overtaken_by_a_job_that_uses_the_state_frees_nothing():
+    """The attempt sets it up again, whether it comes to the worker before the eviction or after it."""
+    world = warmed(gpu(total=8))
+    world.add(*big())
+    assert evicted(world) == [("g0", "weights")]
+    world.add(*jobs(1, WARM))
+    assert world.running["k0"].resident_bytes == 0
+    answer(world)
+    assert "b0" not in world.running
+    assert reserved(world) == 4 * GIB + world.running["k0"].reserve_bytes
+    world.end("k0")
+    assert evicted(world)[1:] == [("g0", "weights")]
+    answer(world)
+    assert "b0" in world.running
+
+
+def test_state_is_not_evicted_for_a_job_that_host_memory_holds_back():
+    world = World(gpu(total=8, slots=4), cpu(total=8, slots=2))
+    plan = on_gpu(1, host=3, resident=resident(nbytes=4))
+    other = on_gpu(5, host=3, name="big")
+    world.measure(other, kind="big")
+    world.measure(plan)
+    world.add(job("hostly", on_cpu(host=5), kind="hostly"))
+    assert "hostly" in world.running
+    world.instructions.clear()
+    world.add(*jobs(1, plan), *big(plans=(other,)))
+    assert evicted(world) == []
+    world.end("hostly")
+    assert "k0" in world.running or "b0" in world.running
+
+
+@pytest.mark.parametrize("mode", ["earliest-finish", "cpu", "wait", "fail"])
+def test_state_is_evicted_before_a_job_is_turned_away_to_the_cpu(mode):
+    slow = on_cpu(cost=0.01)
+    world = World(gpu(total=8), cpu(), on_pressure=mode)
+    world.measure(BIG, slow, kind="big")
+    world.measure(WARM)
+    world.instructions.clear()
+    world.add(*big(plans=(BIG, slow)))
+    assert evicted(world) == [("g0", "weights")]
+    assert "b0" not in world.running
+    answer(world)
+    assert world.where("b0") == "g0"
+
+
+def test_the_cpu_takes_a_job_for_which_no_room_is_made_in_time():
+    slow = on_cpu(cost=0.01)
+    world = World(gpu(total=8), cpu(), on_pressure="cpu")
+    world.measure(BIG, slow, kind="big")
+    world.measure(WARM)
+    world.add(*big(plans=(BIG, slow)))
+    world.now += 9.0
+    world.tell(Tick(world.now))
+    assert "b0" not in world.running
+    world.now += 2.0
+    world.tell(Tick(world.now))
+    assert world.where("b0") == "c-host"
+
+
+def test_a_cancelled_job_leaves_the_state_there():
+    world = warmed(gpu(total=8))
+    world.add(*jobs(1, WARM))
+    world.tell(Cancel(world.now, "k0"))
+    world.end("k0", Failed("cancelled"))
+    assert reserved(world) == 4 * GIB
+    check_invariants(world.dispatcher)
