@@ -22,11 +22,12 @@ from pools.holder import held_by
 from pools.oom import is_oom
 from scheduler.core.events import Cancelled, Done, Failed, Outcome, OutOfMemory, Refused, WorkerDied
 from scheduler.core.model import DeviceKind
-from scheduler.execution.activity import Activity, CancelledAttemptError
+from scheduler.execution.activity import WAITS, Activity, CancelledAttemptError
 from scheduler.execution.capture import attempt_log
 from scheduler.execution.chain import ChainStep, run_chain, run_chain_in_blocks
 from scheduler.execution.messages import Ended, Released, tell
 from scheduler.execution.peaks import DevicePeak, HostPeak
+from scheduler.execution.residents import chain_state
 from scheduler.execution.runs_here import current_worker, state_of, working_for
 from scheduler.execution.task import AttemptReport, AttemptTask, StepRecord
 from scheduler.execution.worker import Holding, RefusedError, WorkerState
@@ -119,7 +120,7 @@ def step_records(state: WorkerState, task: AttemptTask) -> tuple[StepRecord, ...
         StepRecord(
             step=state.step(spec).name,
             use=spec.use,
-            parameters=dict(state.step(spec).parameters),
+            parameters=dict(state.step(spec).given),
             memory_type=memory_type,
             version=backend_of(memory_type).version(),
             device=state.device.name,
@@ -194,7 +195,12 @@ def _outcome(state: WorkerState, task: AttemptTask, course: _Course) -> tuple[Ou
 
 def _carry_out(state: WorkerState, task: AttemptTask, course: _Course, activity: Activity) -> None:
     with (
-        state.reserved(task.job_id, device_bytes=task.device_bytes, host_bytes=task.host_bytes) as holding,
+        state.reserved(
+            task.job_id,
+            device_bytes=task.device_bytes,
+            host_bytes=task.host_bytes,
+            own_state=_state_name(state, task),
+        ) as holding,
         contextlib.ExitStack() as leases,
         held_by(task.job_id),
     ):
@@ -274,7 +280,7 @@ def _compute(
 
     @contextlib.contextmanager
     def segment(*, last: bool) -> Iterator[None]:
-        activity.turn_to("waits for its turn")
+        activity.turn_to(WAITS)
         asked = time.monotonic()
         with state.compute:
             course.waited_s += time.monotonic() - asked
@@ -290,8 +296,11 @@ def _compute(
     def on_step(step: ChainStep) -> None:
         activity.turn_to(f"computes {step.resolved.name}")
 
-    activity.turn_to("computes")
-    with state.residents.in_use(steps, make_context):
+    activity.turn_to("sets up its steps")
+    with state.residents.in_use(steps, make_context) as use:
+        # Once for all jobs: it says nothing of how long one takes.
+        course.waited_s += use.setup_s
+        course.times["setup_s"] = use.setup_s
         if task.split is None:
             whole: NDArray[Any] = run_chain(
                 stack, steps, make_context=make_context, segment=segment, on_step=on_step
@@ -306,6 +315,12 @@ def _compute(
                 make_output=make_output,
                 on_step=on_step,
             )
+
+
+def _state_name(state: WorkerState, task: AttemptTask) -> str:
+    steps = zip((state.step(spec) for spec in task.steps), task.memory_types, strict=True)
+    kept = chain_state(steps, on_gpu=state.on_gpu)
+    return "" if kept is None else kept.name
 
 
 def _place(state: WorkerState, memory_type: str) -> Any:

@@ -31,7 +31,11 @@ class Chain:
     @cached_property
     def digest(self) -> str:
         """Tells chains apart whose jobs have other footprints and durations."""
-        chain = [[step.use, step.parameters, step.step.memory_types] for step in self.steps]
+        chain = [
+            # What keeps state has plans of its own for each description.
+            [step.use, dict(step.given), step.step.memory_types, step.key if step.keeps_state else ""]
+            for step in self.steps
+        ]
         return hashlib.sha256(json.dumps(chain, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -202,8 +202,10 @@ class WorkerState:
             return self._steps[spec]
 
     @contextlib.contextmanager
-    def reserved(self, job_id: str, *, device_bytes: int, host_bytes: int) -> Iterator[Holding]:
-        """Hold the bytes of an attempt while the block runs.
+    def reserved(
+        self, job_id: str, *, device_bytes: int, host_bytes: int, own_state: str = ""
+    ) -> Iterator[Holding]:
+        """Hold the bytes of an attempt while the block runs; `own_state` names what its steps keep.
 
         Raises
         ------
@@ -213,7 +215,7 @@ class WorkerState:
         needs = {self.host.uuid: host_bytes}
         if self.on_gpu:
             needs[self.device.uuid] = device_bytes
-        answer = self._reserve_or_evict(job_id, needs)
+        answer = self._reserve_or_evict(job_id, needs, own_state)
         on_host, on_device = Grant(answer.ids[:1], {}), Grant(answer.ids[1:], {})
         with contextlib.ExitStack() as device, contextlib.ExitStack() as host:
             host.callback(self.report_memory)
@@ -240,13 +242,13 @@ class WorkerState:
             raise RefusedError(answer)
         return answer
 
-    def _reserve_or_evict(self, what: str, needs: Mapping[str, int]) -> Grant:
-        """Idle state goes before an attempt is turned away."""
+    def _reserve_or_evict(self, what: str, needs: Mapping[str, int], own_state: str) -> Grant:
+        """Idle state goes before an attempt is turned away, but for its own, which it would need at once."""
         while True:
             try:
                 return self._reserve(what, needs)
             except RefusedError:
-                if self.residents.make_room() is None:
+                if self.residents.make_room(but=own_state) is None:
                     raise
 
     def _kept_on_device(self) -> int | None:
@@ -259,7 +261,7 @@ class WorkerState:
     @contextlib.contextmanager
     def _hold_resident(self, name: str, nbytes: int) -> Iterator[None]:
         """Hold what a step's `setup` keeps on this worker's device."""
-        grant = self._reserve(name, {self.device.uuid: nbytes})
+        grant = self._reserve_or_evict(name, {self.device.uuid: nbytes}, name)
         try:
             for each in grant.trim.values():
                 self.pools.reclaim(0 if self.on_gpu else "cpu", each)
@@ -344,9 +346,12 @@ class WorkerState:
         return found
 
     def reached_on_device(self) -> int:
-        """Bytes that this process holds on its device, while a failed attempt's arrays are still there."""
+        """Bytes that attempts hold on the device here, while a failed one's arrays are still there.
+
+        Without what steps keep there between jobs, which has a reservation of its own.
+        """
         held, _ = self.held()[self.device.uuid]
-        return held
+        return max(0, held - self.residents.nbytes)
 
     def read(self, uuid: str) -> Reading:
         """A device's memory now, as this process's probes see it."""

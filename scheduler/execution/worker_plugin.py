@@ -235,34 +235,44 @@ def _is_removal(told: object) -> bool:
     return isinstance(told, dict) and told.get("action") == "remove-worker"
 
 
-def reclaim_here(nbytes: int, topic: str, dask_worker: Worker) -> int:
-    """Give back idle memory of a worker's device; returns the bytes that came back."""
+# What is sent to a worker without waiting for it must be a coroutine: Dask refuses anything else there, where
+# nobody hears of it. What takes its time goes into a thread: the worker's loop answers for its life.
+
+
+async def reclaim_here(nbytes: int, topic: str, dask_worker: Worker) -> None:
+    """Give back idle memory of a worker's device."""
     state = state_of(dask_worker.id, topic)
-    if state is None:
-        return 0
-    freed = state.pools.reclaim(0 if state.on_gpu else "cpu", nbytes)
+    if state is not None:
+        await asyncio.to_thread(_reclaim, state, nbytes)
+
+
+def _reclaim(state: WorkerState, nbytes: int) -> None:
+    state.pools.reclaim(0 if state.on_gpu else "cpu", nbytes)
     state.report_memory()
-    return freed
 
 
-def hurry_here(topic: str, dask_worker: Worker) -> None:
+async def hurry_here(topic: str, dask_worker: Worker) -> None:
     """Have a worker that is about to be ended wait for none of its attempts."""
     state = state_of(dask_worker.id, topic)
     if state is not None:
         state.attempts.abandon("it is being restarted")
 
 
-def evict_here(device: str, name: str, topic: str, dask_worker: Worker) -> bool:
+async def evict_here(device: str, name: str, topic: str, dask_worker: Worker) -> None:
     """Tear down what a step's `setup` keeps in a worker, if no attempt uses it, and tell the driver."""
     state = state_of(dask_worker.id, topic)
-    if state is None or not state.residents.evict(name):
-        return False
-    state.report_memory()
-    tell(dask_worker, topic, Evicted(device, name))
-    return True
+    if state is not None and await asyncio.to_thread(_evict, state, name):
+        tell(dask_worker, topic, Evicted(device, name))
 
 
-def cancel_here(job_id: str, number: int, topic: str, dask_worker: Worker) -> None:
+def _evict(state: WorkerState, name: str) -> bool:
+    gone = state.residents.evict(name)
+    if gone:
+        state.report_memory()
+    return gone
+
+
+async def cancel_here(job_id: str, number: int, topic: str, dask_worker: Worker) -> None:
     """End an attempt: one that runs stops before its next step, one that hasn't begun never does."""
     state = state_of(dask_worker.id, topic)
     if state is not None and not state.attempts.cancel(job_id, number):

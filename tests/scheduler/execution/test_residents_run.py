@@ -103,3 +103,15 @@ def test_two_hundred_jobs_set_up_once_for_each_device(two_devices: On) -> None:
     notes = bench.notes()
     assert len(notes) == 4
     assert set(notes.values()) == {1}, "what was set up is torn down at the end"
+
+
+def test_after_one_eviction_it_is_set_up_a_third_time(two_devices: On) -> None:
+    with two_devices() as bench:
+        assert len(bench.run("Model", 100)) == 2
+        assert bench.set_up() == 2
+        # 45 MiB don't fit beside the 24 MiB that a device's state holds.
+        assert len(bench.run("hungry", 1)) == 1
+        assert [count for note, count in bench.notes().items() if note.startswith("teardown")] == [1]
+        assert len(bench.run("Model", 100)) == 2
+        assert bench.set_up() == 3
+    assert sum(bench.notes().values()) == 6
