@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
-from memcore import ContractError, FunctionStep, plan_chain
+from memcore import ContractError, DtypeError, FunctionStep, plan_chain
 from memcore.backend import nbytes_of
 from memcore.info import ArrayInfo
 from scheduler.core.blocks import Shape, largest_block
@@ -67,7 +67,7 @@ def job_plans(
         places = {name: [place] for name in usable[kind] if name != HOST_TYPE} | {HOST_TYPE: ["cpu"]}
         try:
             chosen = plan_chain(chain, info, places, keywords=keywords, end=HOST_TYPE)
-        except ContractError as error:
+        except (ContractError, DtypeError) as error:
             problems.append(f"{kind}: {error}")
             continue
         # The cheapest one; on a GPU only if it uses the GPU at all.
