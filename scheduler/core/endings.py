@@ -108,9 +108,10 @@ class Endings:
     def attempt_began(self, record: JobRecord, began_at: float) -> None:
         """The attempt's deadline counts from here, not from its submission.
 
-        Until then it may have waited in its worker's window behind others.
+        Until then it may have waited in its worker's window behind others. What it has waited for since moves
+        it on.
         """
-        if record.began_at is not None:
+        if record.began_at is not None and began_at <= record.began_at:
             return
         record.began_at = began_at
         timeout_s = record.job.timeout_s
@@ -125,6 +126,8 @@ class Endings:
             placement = record.placement
             if placement is None or placement.attempt != attempt or record.began_at is None:
                 continue
+            if record.job.timeout_s is None or record.began_at + record.job.timeout_s >= now:
+                continue  # it has waited since; a later deadline stands for this one
             reason = f"runs for {now - record.began_at:.1f} s, and its timeout_s is {record.job.timeout_s:g}"
             decision = Decision(Verdict.CANCEL, reason)
             self._placer.out.append(

@@ -108,7 +108,8 @@ class AttemptBegan:
     """The attempt has left its worker's window and really runs, since `elapsed_s` seconds.
 
     Its job's `timeout_s` counts from there: an attempt that was never said to have begun has no deadline.
-    Only the first for an attempt counts, so a worker may say it as often as it likes.
+    The seconds in which it waited for its turn on the device aren't in `elapsed_s`, so a worker may say it
+    again: the latest beginning counts.
     """
 
     now: float

@@ -10,6 +10,8 @@ import psutil
 
 # Below this share of one core a process does nothing: its threads that report and probe take about as much.
 STILL_SHARE = 0.05
+# What an attempt does while others compute on its device: it gets nowhere then, and that isn't its fault.
+WAITS = "waits for its turn"
 
 
 class CancelledAttemptError(Exception):
@@ -18,7 +20,11 @@ class CancelledAttemptError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Activity:
-    """One attempt under way. `doing` says in a word or two what it does now."""
+    """One attempt under way. `doing` says in a word or two what it does now.
+
+    `waited_s` are the seconds in which it has waited for its turn on the device, `waits_since` is when it
+    began to do so now.
+    """
 
     job_id: str
     number: int
@@ -28,6 +34,8 @@ class Activity:
     attempts: "Attempts"
     doing: str = "begins"
     cancelled: bool = False
+    waited_s: float = 0.0
+    waits_since: float | None = None
 
     def turn_to(self, doing: str) -> None:
         """Note what the attempt does next.
@@ -39,7 +47,16 @@ class Activity:
         """
         if self.cancelled:
             raise CancelledAttemptError(f"stopped before it {doing}")
+        now = time.monotonic()
+        self.waited_s, self.waits_since = self._waited(now), now if doing == WAITS else None
         self.doing = doing
+
+    def ran_s(self, now: float) -> float:
+        """Seconds since it began, without those in which it waited for its turn."""
+        return now - self.began - self._waited(now)
+
+    def _waited(self, now: float) -> float:
+        return self.waited_s + (0.0 if self.waits_since is None else now - self.waits_since)
 
     @property
     def alone(self) -> bool:
@@ -159,9 +176,10 @@ class Attempts:
             return self._changed.wait_for(lambda: not self._present, timeout_s)
 
     def pulse(self, *, older_than_s: float) -> dict[tuple[str, int], tuple[float, str, float]]:
-        """The attempts that have lasted so long: seconds since each began, what it does, its stillness.
+        """The attempts that have lasted so long: for how long each has run, what it does, its stillness.
 
-        Stillness is the whole process's: seconds in which it has used no processor time.
+        In seconds; waiting for its turn on the device isn't running. Stillness is the whole process's: how
+        long it has used no processor time.
         """
         now = time.monotonic()
         times = psutil.Process().cpu_times()
@@ -172,7 +190,7 @@ class Attempts:
         with self._changed:
             running = list(self._running.values())
         return {
-            (each.job_id, each.number): (now - each.began, each.doing, min(still, now - each.began))
+            (each.job_id, each.number): (each.ran_s(now), each.doing, min(still, now - each.began))
             for each in running
             if now - each.began >= older_than_s
         }

@@ -276,14 +276,7 @@ class Driver:
         self._look_after_workers(now)
         self._look_after_cancelled(now)
         stuck = self._watchdog.stuck(now)
-        self._record.moment(
-            self.state,
-            self._dispatcher.device_view(),
-            list(self._dispatcher.waiting(limit=3)),
-            self._dispatcher.running,
-            now,
-            stuck=stuck,
-        )
+        self._record.moment(self.state, self._dispatcher, now, stuck=stuck)
         if self._record.no_room and self.state == "running":
             self._hold_for_disk(self._record.no_room)
 
@@ -471,11 +464,21 @@ class Driver:
         if attempt is None:
             return
         if restart:
-            self._end_with_restart(key, TimedOut(reason), reason)
+            self._end_hung(key, reason)
             return
         attempt.cancelled_at = time.monotonic()
         attempt.reason = reason
         self._fleet.cancel(key)
+
+    def _end_hung(self, key: AttemptKey, reason: str) -> None:
+        """An attempt has had its time: its process ends by it, or by the one that holds it up there."""
+        process = self._fleet.process_of(key)
+        if process is not None and process.ended_by_us:
+            return  # a neighbour has hung; this one is sent elsewhere when the process has gone
+        hung = self._watchdog.holds_up(key, time.monotonic())
+        if hung != key:
+            reason = f"its worker process has fallen silent while it computes; behind it {key[0]} {reason}"
+        self._end_with_restart(hung, TimedOut(reason), reason)
 
     def _look_after_cancelled(self, now: float) -> None:
         """A step that doesn't end though its job was cancelled ends with its worker."""

@@ -81,8 +81,8 @@ class Readings:
 class Pulse:
     """A worker process is alive; `attempts` that have lasted a while are in it, by (job, number).
 
-    Each has its seconds since it began, what it does now, and since how many seconds its process has used no
-    processor time.
+    Each has the seconds for which it has run, what it does now, and since how many seconds its process has
+    used no processor time.
     """
 
     address: str

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass, field
 
+from scheduler.execution.activity import WAITS
 from scheduler.execution.messages import Pulse
 
 STUCK_S = 8.0
+# By less than this a beginning isn't told again: messages take their time.
+LATER_S = 0.1
+COMPUTES = "computes"
 Key = tuple[str, int]
 
 
@@ -38,29 +42,46 @@ class Watchdog:
         self._watched.pop(key, None)
 
     def heard(self, pulse: Pulse, now: float) -> list[tuple[Key, float]]:
-        """Take a pulse in; the attempts that it tells of for the first time, with their seconds so far."""
+        """Take a pulse in; the attempts whose beginning is news, with the seconds that each has run.
+
+        It is the first time, or since then they have waited for their turn.
+        """
         self._heard[pulse.address] = now
         new = []
         for key, (elapsed, doing, still) in pulse.attempts.items():
             watched = self._watched.get(key)
             if watched is None:
                 continue
-            if watched.began is None:
+            if watched.began is None or now - elapsed > watched.began + LATER_S:
                 watched.began = now - elapsed
                 new.append((key, elapsed))
             watched.doing, watched.still_s = doing, still
         return new
 
     def silent(self, now: float) -> list[tuple[Key, float]]:
-        """Attempts not known to have begun whose worker has fallen silent, with the seconds since they went.
+        """Attempts whose worker fell silent before it told of any, with the seconds since they were sent.
 
-        They count as begun from then: a process that is held up altogether can't say so.
+        They count as begun from then: a process that is held up altogether can't say so. Of those in one
+        process it is the first one that holds it up.
         """
+        first: dict[str, tuple[Key, _Watched]] = {}
+        for key, watched in self._watched.items():
+            first.setdefault(watched.address, (key, watched))
+            if watched.began is not None:
+                first[watched.address] = key, watched
         return [
             (key, now - watched.submitted)
-            for key, watched in self._watched.items()
+            for key, watched in first.values()
             if watched.began is None and self._silence(watched, now) >= STUCK_S
         ]
+
+    def holds_up(self, key: Key, now: float) -> Key:
+        """Which attempt keeps `key` from going on, which may be itself: the one that computes, in silence."""
+        own = self._watched.get(key)
+        if own is None or own.doing.startswith(COMPUTES) or self._silence(own, now) < STUCK_S:
+            return key
+        beside = (other for other, watched in self._watched.items() if watched.address == own.address)
+        return next((each for each in beside if self._watched[each].doing.startswith(COMPUTES)), key)
 
     def stuck(self, now: float) -> dict[str, str]:
         """Why each stuck job is thought to be so, by its id."""
@@ -85,7 +106,7 @@ class Watchdog:
             )
             waited = now - watched.submitted
             return "" if busy or waited < STUCK_S else f"its worker hasn't begun it in {waited:.0f} s"
-        if watched.still_s >= STUCK_S and watched.doing != "waits for its turn":
+        if watched.still_s >= STUCK_S and watched.doing != WAITS:
             return (
                 f"{watched.doing} for {now - watched.began:.0f} s, and its process has used no processor "
                 f"time for {watched.still_s:.0f} s"

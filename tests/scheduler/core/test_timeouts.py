@@ -48,14 +48,23 @@ def test_a_report_that_comes_late_says_since_when():
     assert cancel.decision.reason == "runs for 30.5 s, and its timeout_s is 30"
 
 
-def test_only_the_first_report_of_an_attempt_counts():
+def test_the_same_beginning_told_again_changes_nothing():
     world = limited()
     began(world, 10.0)
     for now in (20.0, 30.0, 40.0):
-        assert began(world, now) == []
+        assert began(world, now, elapsed_s=now - 10.0) == []
+        assert began(world, now, elapsed_s=now) == [], "nor does an earlier one"
     assert len(world.tell(Tick(40.1))) == 1
-    began(world, 41.0)
-    assert world.tell(Tick(90.0)) == []
+    assert world.tell(Tick(90.0)) == [], "it is told once"
+
+
+def test_seconds_that_it_has_waited_meanwhile_do_not_count():
+    world = limited()
+    began(world, 10.0)
+    began(world, 20.0, elapsed_s=3.0)
+    assert world.tell(Tick(47.0)) == []
+    (cancel,) = world.tell(Tick(47.5))
+    assert cancel.decision.reason == "runs for 30.5 s, and its timeout_s is 30"
 
 
 def test_a_report_of_another_attempt_or_job_is_ignored():
