@@ -20,6 +20,7 @@ from scheduler.execution.devices import usable_cores
 from scheduler.execution.environment import LEAVE_VARIABLE, thread_environment, worker_environment
 from scheduler.execution.slurm_commands import end_of_job
 from scheduler.execution.worker_settings import worker_settings
+from scheduler.host.memory import SHARE_VARIABLE
 from scheduler.host.nvml import NvmlProbe
 
 # One attempt computes, another may read, and those that have left the GPU write.
@@ -83,7 +84,10 @@ def node_specification(
     leave_at
         When the workers take nothing more, in seconds since the epoch.
     """
-    leave = {} if leave_at is None else {LEAVE_VARIABLE: f"{leave_at:.0f}"}
+    of_job = {} if leave_at is None else {LEAVE_VARIABLE: f"{leave_at:.0f}"}
+    if common.get("memory_limit"):
+        # Another job of this node has memory of its own; without a limit they share the host's.
+        of_job[SHARE_VARIABLE] = name
     cpu = Device("CPU-localhost", "cpu", DeviceKind.CPU, 0)
     each = [(gpu, gpu.name, GPU_THREADS) for gpu in gpus]
     each += [(cpu, f"cpu-{number}", 1) for number in range(processes)]
@@ -94,7 +98,7 @@ def node_specification(
                 **{key: value for key, value in common.items() if value is not None},
                 "name": f"{name}-{suffix}",
                 "nthreads": at_once,
-                "env": {**worker_environment(device, threads=threads), **leave},
+                "env": {**worker_environment(device, threads=threads), **of_job},
             },
         }
         for device, suffix, at_once in each

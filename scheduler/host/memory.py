@@ -1,5 +1,6 @@
 """Host memory: what this run may use of it, and how much of that is gone."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from pools.cgroup import CGROUPS, SELF_CGROUP, Cgroup
 from scheduler.core.model import Device, DeviceKind
 from scheduler.host.reading import Probe, Reading
 
+# Names the part of this host's memory that the process's job on a cluster has to itself; unset, it has none.
+SHARE_VARIABLE = "STACKYARD_HOST_SHARE"
+
 
 class HostProbe(Probe):
     """The host's memory as the one device of its CPU workers.
@@ -16,6 +20,9 @@ class HostProbe(Probe):
     The total is the least of the physical memory, the cgroup limit (v1 or v2, the ancestors' too) and
     `limits` (Dask's, the YAML's). Where the total is less than what the machine or the cgroup has, other
     programs' use counts only as far as it exceeds the part that isn't ours to use.
+
+    With STACKYARD_HOST_SHARE it is a device of that name: jobs of one host that were each given memory of
+    their own must not be charged what the others hold.
     """
 
     def __init__(
@@ -32,7 +39,9 @@ class HostProbe(Probe):
             ceiling = min(ceiling, self._cgroup.limit)
         self._ceiling = ceiling
         self._total = min((ceiling, *(limit for limit in limits if limit > 0)))
-        self._device = Device("CPU-localhost", "cpu", DeviceKind.CPU, self._total, slots=slots, model="cpu")
+        share = os.environ.get(SHARE_VARIABLE, "")
+        uuid, name = (f"CPU-{share}", f"cpu-{share}") if share else ("CPU-localhost", "cpu")
+        self._device = Device(uuid, name, DeviceKind.CPU, self._total, slots=slots, model="cpu")
 
     def devices(self) -> tuple[Device, ...]:
         return (self._device,)

@@ -41,6 +41,13 @@ def test_without_an_end_nobody_leaves():
     assert "STACKYARD_LEAVE_AT" not in workers["n-cpu-0"]["opts"]["env"]
 
 
+@pytest.mark.parametrize(("limit", "share"), [(1 << 30, "n1-7"), (0, None)])
+def test_only_a_job_with_memory_of_its_own_has_a_share_of_the_host(limit, share):
+    workers = node_specification(GPUS[:1], 1, threads=1, name="n1-7", common={"memory_limit": limit})
+    told = [worker["opts"]["env"].get("STACKYARD_HOST_SHARE") for worker in workers.values()]
+    assert told == [share, share]
+
+
 def test_options_that_are_not_given_are_left_to_dask():
     workers = node_specification([], 1, threads=1, name="n", common={"interface": None, "protocol": "tls://"})
     assert "interface" not in workers["n-cpu-0"]["opts"]

@@ -308,6 +308,16 @@ def test_a_limit_below_the_machine_absorbs_what_others_use(tmp_path):
     assert probe.read("CPU-localhost").used_bytes == GIB
 
 
+def test_a_job_s_share_of_the_host_is_a_device_of_its_own(monkeypatch):
+    monkeypatch.setenv("STACKYARD_HOST_SHARE", "n1-7")
+    probe = HostProbe([GIB])
+    (device,) = probe.devices()
+    assert (device.uuid, device.name, device.total_bytes) == ("CPU-n1-7", "cpu-n1-7", GIB)
+    assert probe.read("CPU-n1-7").total_bytes == GIB
+    with pytest.raises(KeyError):
+        probe.read("CPU-localhost")
+
+
 def test_a_cgroup_that_cannot_be_read_is_unknown(tmp_path):
     root, own = tmp_path / "cgroup", tmp_path / "self"
     own.write_text("0::/\n")
