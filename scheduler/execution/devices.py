@@ -42,7 +42,8 @@ def open_devices(wanted: DevicesConfig, memory: MemoryConfig, *, run_id: str, jo
             virtual_lasting=virtual_tag(wanted, run_id) != run_id,
             cpu_slots=max(1, min(usable_cores(), jobs)) if wanted.cpu else 0,
             headroom_bytes=0 if virtual else int(wanted.headroom),
-            prefetch=1,
+            # One is ready when the one before it leaves the GPU, and another gets ready meanwhile.
+            prefetch=2,
             host_limits=(host_limit,),
         )
     except ValueError as error:
