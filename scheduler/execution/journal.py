@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from scheduler.execution.journal_changes import Changes
+
 SCHEMA_VERSION = 1
 SCHEMA = """
 CREATE TABLE run (
@@ -78,11 +80,13 @@ class Journal:
     Notes
     -----
     Not thread-safe, but one thread may hand it on to another: the driver's loop is the one writer. Changes
-    become durable at `commit`, which the loop calls once for each batch of events.
+    are kept until `commit` makes them durable, or until something is read; the loop sees to that once for
+    each batch of events, in a thread of its own (`take`, `commit_changes`), for a commit waits for the disk.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._changes = Changes()
 
     @classmethod
     def create(
@@ -138,20 +142,13 @@ class Journal:
         self, uuid: str, name: str, kind: str, *, virtual: bool, total_bytes: int, slots: int
     ) -> None:
         """Record a device that the run may use."""
-        self._connection.execute(
-            "INSERT OR REPLACE INTO device VALUES (?, ?, ?, ?, ?, ?)",
-            (uuid, name, kind, virtual, total_bytes, slots),
-        )
+        self._changes.devices.append((uuid, name, kind, virtual, total_bytes, slots))
 
     def add_job(
         self, job_id: str, *, output: str | None, shape: tuple[int, ...], dtype: str, at: float
     ) -> None:
         """Record one more job before its first decision."""
-        self._connection.execute(
-            "INSERT INTO job (job_id, state, output, shape, dtype, added_at)"
-            " VALUES (?, 'waiting', ?, ?, ?, ?)",
-            (job_id, output, json.dumps(shape), dtype, at),
-        )
+        self._changes.jobs.append((job_id, output, json.dumps(shape), dtype, at))
 
     def start_attempt(
         self,
@@ -165,51 +162,43 @@ class Journal:
         at: float,
     ) -> None:
         """Record that an attempt was admitted to `device`, with the bytes reserved for it."""
-        self._connection.execute(
-            "INSERT INTO attempt (job_id, number, device, plan, device_bytes, host_bytes, started_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (job_id, number, device, json.dumps(plan), device_bytes, host_bytes, at),
+        self._changes.begin_attempt(
+            job_id,
+            number,
+            device=device,
+            plan=plan,
+            device_bytes=device_bytes,
+            host_bytes=host_bytes,
+            started_at=at,
         )
-        self._connection.execute("UPDATE job SET state = 'running' WHERE job_id = ?", (job_id,))
+        self._changes.of_job(job_id, state="running")
 
     def end_attempt(
         self, job_id: str, number: int, *, outcome: str, detail: Mapping[str, Any], at: float
     ) -> None:
         """Record how an attempt ended; the job waits again until `end_job` says otherwise."""
-        self._connection.execute(
-            "UPDATE attempt SET outcome = ?, detail = ?, ended_at = ? WHERE job_id = ? AND number = ?",
-            (outcome, json.dumps(detail), at, job_id, number),
-        )
-        self._connection.execute("UPDATE job SET state = 'waiting' WHERE job_id = ?", (job_id,))
+        self._changes.end_attempt(job_id, number, outcome=outcome, detail=detail, ended_at=at)
+        self._changes.of_job(job_id, state="waiting")
 
     def end_job(self, job_id: str, *, state: str, reason: str, at: float) -> None:
         """Record a job's final state and its reason."""
-        self._connection.execute(
-            "UPDATE job SET state = ?, reason = ?, ended_at = ? WHERE job_id = ?", (state, reason, at, job_id)
-        )
+        self._changes.of_job(job_id, state=state, reason=reason, ended_at=at)
 
     def set_result(self, job_id: str, *, shape: tuple[int, ...], dtype: str) -> None:
         """Record the form of a job's output, by which `resume` knows it again."""
-        self._connection.execute(
-            "UPDATE job SET result_shape = ?, result_dtype = ? WHERE job_id = ?",
-            (json.dumps(shape), dtype, job_id),
-        )
+        self._changes.of_job(job_id, result_shape=json.dumps(shape), result_dtype=dtype)
 
     def wait_again(self, job_id: str) -> None:
         """A job of an earlier driver is to be done anew; what it has left is forgotten."""
-        self._connection.execute(
-            "UPDATE job SET state = 'waiting', reason = '', ended_at = NULL,"
-            " result_shape = NULL, result_dtype = NULL WHERE job_id = ?",
-            (job_id,),
+        self._changes.of_job(
+            job_id, state="waiting", reason="", ended_at=None, result_shape=None, result_dtype=None
         )
 
     def add_decision(
         self, job_id: str, *, verdict: str, reason: str, inputs: Mapping[str, Any], at: float
     ) -> None:
         """Record what the dispatcher decided about a job, in words and with the figures it used."""
-        self._connection.execute(
-            "INSERT INTO decision VALUES (?, ?, ?, ?, ?)", (at, job_id, verdict, reason, json.dumps(inputs))
-        )
+        self._changes.decisions.append((at, job_id, verdict, reason, inputs))
 
     def add_memory(
         self,
@@ -223,23 +212,40 @@ class Journal:
         at: float,
     ) -> None:
         """Record one reading of a device's memory; `used_bytes` is None where the probe had no answer."""
-        self._connection.execute(
-            "INSERT INTO memory VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (at, device, total_bytes, used_bytes, reserved_bytes, idle_bytes, external_bytes),
+        self._changes.memory.append(
+            (at, device, total_bytes, used_bytes, reserved_bytes, idle_bytes, external_bytes)
         )
 
     def end_run(self, *, state: str, at: float) -> None:
         """Record the run's final state: done, failed or interrupted."""
+        self._write()
         self._connection.execute("UPDATE run SET state = ?, ended_at = ?", (state, at))
         self.commit()
 
     def commit(self) -> None:
         """Make everything since the last commit durable."""
+        self.commit_changes(self.take())
+
+    def take(self) -> Changes:
+        """What has happened since the last commit, for `commit_changes`."""
+        changes, self._changes = self._changes, Changes()
+        return changes
+
+    def commit_changes(self, changes: Changes) -> None:
+        """Make `changes` durable; meanwhile others may be added, and nothing else may be called."""
+        if changes:
+            changes.write(self._connection)
         self._connection.commit()
 
     def roll_back(self) -> None:
         """Forget everything since the last commit: it could not be written."""
+        self._changes = Changes()
         self._connection.rollback()
+
+    def _write(self) -> None:
+        changes = self.take()
+        if changes:  # even a write of nothing begins a transaction, which keeps others from theirs
+            changes.write(self._connection)
 
     def close(self) -> None:
         """Close the file; what was not committed is lost."""
@@ -253,6 +259,7 @@ class Journal:
 
     def jobs(self) -> Iterator[JournalJob]:
         """Every job with its last state, in the order in which they were added."""
+        self._write()
         rows = self._connection.execute(
             "SELECT job_id, state, reason, output, shape, dtype, result_shape, result_dtype,"
             " (SELECT COALESCE(MAX(number), 0) FROM attempt WHERE attempt.job_id = job.job_id)"
@@ -264,6 +271,7 @@ class Journal:
 
     def outcomes(self, job_id: str) -> list[str]:
         """How each attempt at a job ended, in order; "" for one that hasn't."""
+        self._write()
         rows = self._connection.execute(
             "SELECT COALESCE(outcome, '') FROM attempt WHERE job_id = ? ORDER BY number", (job_id,)
         )
@@ -271,6 +279,7 @@ class Journal:
 
     def plans(self) -> dict[str, dict[str, Any]]:
         """By job, how each that is done was done: the plan of its last attempt."""
+        self._write()
         rows = self._connection.execute(
             "SELECT job_id, plan FROM job JOIN attempt USING (job_id) WHERE job.state = 'done' AND number ="
             " (SELECT MAX(number) FROM attempt AS last WHERE last.job_id = job.job_id)"
@@ -279,6 +288,7 @@ class Journal:
 
     def done_by_device(self) -> dict[str, int]:
         """How many jobs each device, by uuid, has done; a job done twice counts where it was done last."""
+        self._write()
         return dict(
             self._connection.execute(
                 "SELECT device, COUNT(*) FROM job JOIN attempt USING (job_id)"
@@ -289,6 +299,7 @@ class Journal:
 
     def decisions(self, job_id: str) -> list[tuple[str, str]]:
         """(verdict, reason) of every decision about a job, oldest first."""
+        self._write()
         return self._connection.execute(
             "SELECT verdict, reason FROM decision WHERE job_id = ? ORDER BY rowid", (job_id,)
         ).fetchall()

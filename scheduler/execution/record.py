@@ -2,25 +2,31 @@
 
 import contextlib
 import errno
-import json
-import os
 import socket
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from scheduler.core.events import Cancelled, Done, Failed, Outcome, OutOfMemory, Refused, TimedOut, WorkerDied
 from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import Decision, Device, DeviceView, Placement, Waiting
 from scheduler.execution.jobs import JobRequest
 from scheduler.execution.journal import Journal, NewJob
-from scheduler.execution.status import DeviceStatus, JobFailure, RunStatus, RunSummary, WaitingJob
-from scheduler.execution.task import AttemptReport
+from scheduler.execution.status import (
+    JobFailure,
+    RunStatus,
+    RunSummary,
+    WaitingJob,
+    device_status,
+    write_status,
+)
+from scheduler.execution.task import AttemptReport, StepRecord
 
 JOURNAL = "journal.sqlite"
 STATUS_S = 1.0
@@ -28,6 +34,18 @@ VIEW_S = 0.25
 MEMORY_S = 1.0
 # How much may be found out again by `resume` after a kill: a commit waits for the disk.
 COMMIT_S = 0.1
+SHOWN_WAITING = 3
+
+
+class DispatcherView(Protocol):
+    """What the record shows of a dispatcher."""
+
+    @property
+    def running(self) -> int: ...
+
+    def device_view(self) -> Sequence[DeviceView]: ...
+
+    def waiting(self, limit: int | None = None) -> Iterable[Waiting]: ...
 
 
 class JournalRecord:
@@ -63,6 +81,8 @@ class JournalRecord:
         self._began = time.monotonic()
         self._first_start: float | None = None
         self._done_before = 0
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="stackyard-journal")
+        self._commit: Future[None] | None = None
 
     @classmethod
     def begin(
@@ -72,7 +92,8 @@ class JournalRecord:
         jobs: Sequence[JobRequest] = (),
     ) -> Self:
         """Make the folder of a new run, and a journal with its jobs."""
-        run_dir.mkdir(parents=True)
+        # `submit` may have made it for a driver that had to wait for its turn.
+        run_dir.mkdir(parents=True, exist_ok=True)
         journal = Journal.create(
             run_dir / JOURNAL,
             version=version("stackyard"),
@@ -104,11 +125,10 @@ class JournalRecord:
     def add_jobs(self, jobs: Sequence[JobRequest]) -> None:
         """Take in jobs that come while the run goes on."""
         self._jobs += len(jobs)
-        with self._room("the journal"):
-            for job in map(_new_job, jobs):
-                self._journal.add_job(
-                    job.job_id, output=job.output, shape=job.shape, dtype=job.dtype, at=time.time()
-                )
+        for job in map(_new_job, jobs):
+            self._journal.add_job(
+                job.job_id, output=job.output, shape=job.shape, dtype=job.dtype, at=time.time()
+            )
 
     def add_devices(self, devices: Sequence[Device]) -> None:
         """Name the devices that the run may use."""
@@ -132,36 +152,34 @@ class JournalRecord:
         """Write a decision down, unless it repeats the last one about this job word by word."""
         if self._last_reason.get(job_id) != decision.reason:
             self._last_reason[job_id] = decision.reason
-            with self._room("the journal"):
-                self._journal.add_decision(
-                    job_id,
-                    verdict=decision.verdict,
-                    reason=decision.reason,
-                    inputs=dict(decision.inputs),
-                    at=time.time(),
-                )
+            self._journal.add_decision(
+                job_id,
+                verdict=decision.verdict,
+                reason=decision.reason,
+                inputs=decision.inputs,
+                at=time.time(),
+            )
 
     def started(self, placement: Placement) -> None:
         """An attempt was submitted."""
         if self._first_start is None:
             self._first_start = time.monotonic()
         plan = placement.plan
-        with self._room("the journal"):
-            self._journal.start_attempt(
-                placement.job_id,
-                self._number(placement),
-                device=placement.device,
-                plan={
-                    "name": plan.name,
-                    "memory_types": list(plan.memory_types),
-                    "conversions": list(plan.conversions),
-                    "split": asdict(plan.split) if plan.split else None,
-                    "model": self._devices[placement.device].model,
-                },
-                device_bytes=placement.reserve_bytes,
-                host_bytes=placement.host_bytes,
-                at=time.time(),
-            )
+        self._journal.start_attempt(
+            placement.job_id,
+            self._number(placement),
+            device=placement.device,
+            plan={
+                "name": plan.name,
+                "memory_types": list(plan.memory_types),
+                "conversions": list(plan.conversions),
+                "split": asdict(plan.split) if plan.split else None,
+                "model": self._devices[placement.device].model,
+            },
+            device_bytes=placement.reserve_bytes,
+            host_bytes=placement.host_bytes,
+            at=time.time(),
+        )
 
     def ended(self, placement: Placement, outcome: Outcome, report: AttemptReport | None) -> None:
         """An attempt came back."""
@@ -173,31 +191,28 @@ class JournalRecord:
             if report is None
             else {
                 "times": dict(report.times),
-                "steps": [asdict(step) for step in report.steps],
+                "steps": [{name: getattr(step, name) for name in _STEP} for step in report.steps],
                 "worker_pid": report.worker_pid,
                 "on_device": [list(stay) for stay in report.on_device],
             }
         )
         detail |= outcome_detail(outcome)
-        with self._room("the journal"):
-            self._journal.end_attempt(
-                placement.job_id,
-                self._number(placement),
-                outcome=_OUTCOME_NAMES[type(outcome)],
-                detail=detail,
-                at=time.time(),
-            )
+        self._journal.end_attempt(
+            placement.job_id,
+            self._number(placement),
+            outcome=_OUTCOME_NAMES[type(outcome)],
+            detail=detail,
+            at=time.time(),
+        )
         if isinstance(outcome, Done):
             self.done[placement.device] += 1
             if report is not None and report.result is not None:
                 shape, dtype = report.result
-                with self._room("the journal"):
-                    self._journal.set_result(placement.job_id, shape=shape, dtype=dtype)
+                self._journal.set_result(placement.job_id, shape=shape, dtype=dtype)
 
     def finished(self, job_id: str, outcome: JobOutcome, reason: str) -> None:
         """A job is over."""
-        with self._room("the journal"):
-            self._journal.end_job(job_id, state=outcome, reason=reason, at=time.time())
+        self._journal.end_job(job_id, state=outcome, reason=reason, at=time.time())
         self._last_reason.pop(job_id, None)
         if outcome is not JobOutcome.DONE:
             self.failures.append(JobFailure(job_id, reason))
@@ -206,9 +221,7 @@ class JournalRecord:
     def moment(
         self,
         state: str,
-        devices: Sequence[DeviceView],
-        waiting: Sequence[Waiting],
-        running: int,
+        view: DispatcherView,
         now: float,
         *,
         stuck: Mapping[str, str] = MappingProxyType({}),
@@ -218,22 +231,32 @@ class JournalRecord:
         `now` is the dispatcher's clock, from which `Waiting.since` counts. `stuck` says of running jobs why
         they seem to get nowhere.
         """
-        if now - self._committed_at >= COMMIT_S:
+        if now - self._committed_at >= COMMIT_S and self._commit_is_over():
             self._committed_at = now
-            with self._room("the journal"):
-                self._journal.commit()
+            self._commit = self._committer.submit(self._journal.commit_changes, self._journal.take())
         if now - self._memory_at >= MEMORY_S:
             self._memory_at = now
-            with self._room("the journal"):
-                self._write_memory(devices)
+            self._write_memory(view.device_view())
         if now - self._shown_at < VIEW_S:
             return
         self._shown_at = now
-        self.status = self._status(state, devices, waiting, running, now, stuck)
+        waiting = list(view.waiting(limit=SHOWN_WAITING))
+        self.status = self._status(state, view.device_view(), waiting, view.running, now, stuck)
         if now - self._written_at >= STATUS_S:
             self._written_at = now
             with self._room("status.json"):
                 write_status(self.run_dir, self.status)
+
+    def _commit_is_over(self, *, wait: bool = False) -> bool:
+        """Whether the last commit has ended, well or not: a run doesn't stand still while it goes on."""
+        if self._commit is None:
+            return True
+        if not (wait or self._commit.done()):
+            return False
+        commit, self._commit = self._commit, None
+        with self._room("the journal"):
+            commit.result()
+        return True
 
     @contextlib.contextmanager
     def _room(self, what: str) -> Iterator[None]:
@@ -256,6 +279,8 @@ class JournalRecord:
         self.status = self._status(state, devices, (), 0, now, {})
         with self._room("status.json"):
             write_status(self.run_dir, self.status)
+        self._commit_is_over(wait=True)
+        self._committer.shutdown()
         with self._room("the journal"):
             self._journal.end_run(state=state, at=time.time())
         self._journal.close()
@@ -336,31 +361,7 @@ class JournalRecord:
         return self._devices[uuid].name
 
 
-def device_status(view: DeviceView) -> DeviceStatus:
-    """A device's account as the screens draw it."""
-    return DeviceStatus(
-        name=view.name,
-        uuid=view.uuid,
-        kind=str(view.kind),
-        virtual=view.virtual,
-        total_bytes=view.total_bytes,
-        free_bytes=view.free_bytes,
-        reserved_bytes=view.reserved_bytes,
-        idle_bytes=view.idle_bytes,
-        external_bytes=view.external_bytes,
-        running=view.running,
-        done=view.done,
-        problem=view.problem,
-    )
-
-
-def write_status(run_dir: Path, status: RunStatus) -> None:
-    """Put status.json in its place, whole."""
-    partial = run_dir / ".status.json.part"
-    partial.write_text(json.dumps(asdict(status)))
-    os.replace(partial, run_dir / "status.json")
-
-
+_STEP = tuple(field.name for field in fields(StepRecord))
 _OUTCOME_NAMES: dict[type[Outcome], str] = {
     Done: "done",
     OutOfMemory: "out_of_memory",

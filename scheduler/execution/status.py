@@ -1,8 +1,13 @@
 """What a run looks like at one moment: drawn by the screens, written to status.json."""
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+from scheduler.core.model import DeviceView
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +97,28 @@ class RunSummary:
         record = asdict(self)
         del record["interrupted"], record["remarks"]
         return record
+
+
+def device_status(view: DeviceView) -> DeviceStatus:
+    """A device's account as the screens draw it."""
+    return DeviceStatus(
+        name=view.name,
+        uuid=view.uuid,
+        kind=str(view.kind),
+        virtual=view.virtual,
+        total_bytes=view.total_bytes,
+        free_bytes=view.free_bytes,
+        reserved_bytes=view.reserved_bytes,
+        idle_bytes=view.idle_bytes,
+        external_bytes=view.external_bytes,
+        running=view.running,
+        done=view.done,
+        problem=view.problem,
+    )
+
+
+def write_status(run_dir: Path, status: RunStatus) -> None:
+    """Put status.json in its place, whole."""
+    partial = run_dir / ".status.json.part"
+    partial.write_text(json.dumps(asdict(status)))
+    os.replace(partial, run_dir / "status.json")

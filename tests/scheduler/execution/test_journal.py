@@ -129,3 +129,42 @@ def test_no_write_ahead_log_lies_beside_it(path: Path) -> None:
     journal = new_journal(path)
     journal.commit()
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_states_that_pass_between_two_commits_leave_the_last_one(path: Path) -> None:
+    journal = new_journal(path, "a")
+    journal.start_attempt("a", 1, device="gpu0", plan={"name": "p"}, device_bytes=5, host_bytes=7, at=2.0)
+    journal.end_attempt("a", 1, outcome="out_of_memory", detail={"peak_bytes": 9}, at=3.0)
+    journal.start_attempt("a", 2, device="cpu", plan={}, device_bytes=0, host_bytes=8, at=4.0)
+    journal.commit()
+    journal.end_attempt("a", 2, outcome="done", detail={}, at=5.0)
+    journal.set_result("a", shape=(2, 3, 5), dtype="uint8")
+    journal.end_job("a", state="done", reason="done on cpu", at=5.0)
+    journal.commit()
+    rows = sqlite3.connect(path).execute("SELECT * FROM attempt ORDER BY number").fetchall()
+    assert rows == [
+        ("a", 1, "gpu0", '{"name": "p"}', 5, 7, 2.0, 3.0, "out_of_memory", '{"peak_bytes": 9}'),
+        ("a", 2, "cpu", "{}", 0, 8, 4.0, 5.0, "done", "{}"),
+    ]
+    (job,) = Journal.open_readonly(path).jobs()
+    assert (job.state, job.reason, job.result) == ("done", "done on cpu", ((2, 3, 5), "uint8"))
+
+
+def test_what_comes_while_a_commit_goes_on_is_in_the_next_one(path: Path) -> None:
+    journal = new_journal(path, "a", "b")
+    journal.end_job("a", state="done", reason="", at=4.0)
+    changes = journal.take()
+    journal.end_job("b", state="done", reason="", at=5.0)
+    journal.commit_changes(changes)
+    assert [job.state for job in Journal.open_readonly(path).jobs()] == ["done", "waiting"]
+    journal.commit()
+    assert [job.state for job in Journal.open_readonly(path).jobs()] == ["done", "done"]
+
+
+def test_what_could_not_be_written_is_forgotten(path: Path) -> None:
+    journal = new_journal(path, "a", "b")
+    journal.end_job("a", state="done", reason="", at=4.0)
+    journal.roll_back()
+    journal.end_job("b", state="done", reason="", at=4.0)
+    journal.commit()
+    assert [job.state for job in journal.jobs()] == ["waiting", "done"]

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scheduler.execution.journal import Journal
-from scheduler.execution.record import write_status
+from scheduler.execution.status import write_status
 from scheduler.screens import cli
 from scheduler.screens.run_folder import RunFolderError, find_run, read_failures, read_status
 
