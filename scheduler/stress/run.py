@@ -21,7 +21,7 @@ from scheduler.stress.course import INPUTS, RESULTS, TURN_S, Course
 from scheduler.stress.devices import find_devices, smallest_gpu
 from scheduler.stress.diary import read_diaries
 from scheduler.stress.evidence import Evidence, read_journal, rows_left
-from scheduler.stress.faults import FaultyProbe, with_faults
+from scheduler.stress.faults import with_faults
 from scheduler.stress.hogs import OWNER, Hogs
 from scheduler.stress.options import StressOptions
 from scheduler.stress.watch import Watch
@@ -58,10 +58,8 @@ def stress(
         No job was started: a device isn't there, or something is missing to use it.
     """
     tag = f"stress-{secrets.token_hex(4)}"
-    devices, found = find_devices(options, tag)
-    faulty: list[FaultyProbe] = []
-    if options.faults:
-        found, faulty = with_faults(found, options.seed)
+    devices, plain = find_devices(options, tag)
+    found, faulty = with_faults(plain, options.seed) if options.faults else (plain, [])
     try:
         jobs = make_workload(
             options.jobs,
@@ -86,8 +84,10 @@ def stress(
                 ) as scheduler:
                     course = Course(options, jobs, folder, scheduler, evidence)
                     course.run(on_status, say, stop)
-                    evidence.left += _left_over(tag, found)
-                    scheduler.close(cancel=evidence.interrupted or bool(evidence.given_up))
+                    early = evidence.interrupted or bool(evidence.given_up)
+                    if not early:
+                        evidence.left += _left_over(tag, found)
+                    scheduler.close(cancel=early)
                 evidence.watch = watch.stop()
             finally:
                 watch.close()
@@ -100,6 +100,8 @@ def stress(
         return judge(jobs, evidence, virtual=options.virtual is not None, seed=options.seed)
     finally:
         found.close()
+        # The guard around a faulty probe closes it in a thread, and virtual devices must be gone at the end.
+        plain.close()
 
 
 def _left_over(run: str, found: Discovery) -> list[str]:

@@ -132,7 +132,7 @@ def test_a_small_one_for_real(tmp_path):
     folder = tmp_path / "work"
     command = [
         Path(sys.executable).with_name("stackyard"),
-        *("stress", CONFIG, "--virtual", "2x1GiB", "--jobs", "60", "--folder", folder, "--json"),
+        *("stress", CONFIG, "--virtual", "2x1GiB", "--jobs", "40", "--folder", folder, "--json"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ)
     assert done.returncode == 0, done.stderr
@@ -140,10 +140,10 @@ def test_a_small_one_for_real(tmp_path):
     assert list(record)[: len(KEYS)] == KEYS
     for key in ("failed", "lost", "duplicates", "wrong_values", "reservations_left", "overcommit_bytes"):
         assert record[key] == 0, done.stderr
-    assert (record["jobs"], record["done"], record["worker_kills"]) == (60, 60, 1)
+    assert (record["jobs"], record["done"], record["worker_kills"]) == (40, 40, 1)
     assert record["virtual"] is True
     assert record["bytes_touched"] * 100 >= record["bytes_charged"] > 0
-    assert len(list((folder / "results").iterdir())) > 20
+    assert len(list((folder / "results").iterdir())) > 15
     (run,) = folder.glob("stress-*")
     assert not list(Path("/dev/shm").glob(f"*{run.name}*"))
 
