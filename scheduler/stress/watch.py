@@ -139,8 +139,8 @@ def _watch(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     promises = Promises(totals)
     with Reservations(run=f"watch-of-{run}") as table:
-        end.send("there")
         try:
+            end.send("there")
             told = False
             while not told:
                 told = end.poll(LOOK_S)
