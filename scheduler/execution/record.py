@@ -76,6 +76,7 @@ class JournalRecord:
         self._last_event = ""
         # Without repetition, in order.
         self._remarks: dict[str, None] = {}
+        self._hint = ""
         self._last_reason: dict[str, str] = {}
         self._shown_at = self._written_at = self._memory_at = self._committed_at = float("-inf")
         self._began = time.monotonic()
@@ -147,6 +148,10 @@ class JournalRecord:
     def remark(self, text: str) -> None:
         """Show `text` for as long as the run goes on, and in its account."""
         self._remarks[text] = None
+
+    def hint(self, text: str) -> None:
+        """Show `text` until another one, or "", takes its place; it isn't in the run's account."""
+        self._hint = text
 
     def decided(self, job_id: str, decision: Decision) -> None:
         """Write a decision down, unless it repeats the last one about this job word by word."""
@@ -336,7 +341,7 @@ class JournalRecord:
             waiting=tuple(WaitingJob(job.job_id, job.reason, now - job.since) for job in waiting),
             stuck=tuple(JobFailure(job, reason) for job, reason in stuck.items()),
             last_event=self._last_event,
-            remarks=tuple(self._remarks),
+            remarks=(*self._remarks, *filter(None, [self._hint])),
         )
 
     def _write_memory(self, devices: Sequence[DeviceView]) -> None:

@@ -1,4 +1,4 @@
-"""A Dask cluster of separate programs on loopback: `dask scheduler` and `dask worker`, as a person starts them."""
+"""A Dask cluster of separate programs on loopback: `dask scheduler` and `dask worker`, as started by hand."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 import psutil
 from distributed import Client
 
-DEADLINE_S = 90.0
+DEADLINE_S = 120.0
 POLL_S = 0.02
 T = TypeVar("T")
 
