@@ -132,6 +132,10 @@ class PoolSet:
         """What this process holds on the device: in its pools, and in each framework that it has loaded."""
         return coordinator.memory_on(self._on(device), self._frameworks(device))
 
+    def idle_bytes(self, device: GpuId) -> int:
+        """`memory(device).idle`, without asking the frameworks what they hold."""
+        return sum(pool.stats().bytes_idle for pool in self._on(device))
+
     def effective_free(self, device: GpuId, free: int) -> int:
         """The bytes free on the device, as a probe sees them, and those that `reclaim` could add."""
         return free + self.memory(device).reclaimable

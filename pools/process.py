@@ -19,7 +19,8 @@ class ProcessId:
 
     def is_dead(self) -> bool:
         """Whether the process is known to be gone. One of another pid namespace can't be judged from here."""
-        return self.namespace == _namespace() and _started(self.pid) != self.started
+        this = this_process()
+        return self != this and self.namespace == this.namespace and _started(self.pid) != self.started
 
 
 def this_process() -> ProcessId:

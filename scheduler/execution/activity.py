@@ -158,12 +158,14 @@ class Attempts:
     def cancel(self, job_id: str, number: int) -> bool:
         """Stop an attempt before its next step, or from beginning at all; True if it is in the process."""
         with self._changed:
-            activity = self._running.get((job_id, number))
-            if activity is None:
-                self._refused.add((job_id, number))
-                return False
-            activity.cancelled = True
-            return True
+            key = job_id, number
+            activity = self._running.get(key)
+            if activity is not None:
+                activity.cancelled = True
+            else:
+                self._refused.add(key)
+            # One that is here tells its own end, which may be that it is done.
+            return key in self._present or activity is not None
 
     @property
     def count(self) -> int:

@@ -77,14 +77,14 @@ def run_attempt(
     with attempt_log(path, header) as log:
         outcome, trace = _outcome(state, task, course)
         if trace:
-            log.write(trace)
+            log.note(trace)
         if isinstance(outcome, OutOfMemory):
             # Only now: the traceback, gone with its except block, pinned arrays that are to be given back.
             gc.collect()
             state.pools.reclaim(0 if state.on_gpu else "cpu", task.device_bytes or task.host_bytes)
             state.report_memory()
         for lease in state.pools.end_job(task.job_id):
-            log.write(f"leak: {lease}\n")
+            log.note(f"leak: {lease}\n")
     retire = state.reason_to_retire()
     if isinstance(outcome, Failed) and not course.disk_full:
         broken = _why_broken(state, task)
@@ -116,16 +116,17 @@ def load_frameworks(memory_types: Iterable[str]) -> None:
 
 def step_records(state: WorkerState, task: AttemptTask) -> tuple[StepRecord, ...]:
     """How each step of the task runs in this worker."""
+    resolved = map(state.step, task.steps)
     return tuple(
         StepRecord(
-            step=state.step(spec).name,
-            use=spec.use,
-            parameters=dict(state.step(spec).given),
+            step=step.name,
+            use=step.use,
+            parameters=dict(step.given),
             memory_type=memory_type,
             version=backend_of(memory_type).version(),
             device=state.device.name,
         )
-        for spec, memory_type in zip(task.steps, task.memory_types, strict=True)
+        for step, memory_type in zip(resolved, task.memory_types, strict=True)
     )
 
 

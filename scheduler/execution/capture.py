@@ -54,10 +54,16 @@ class AttemptLog:
             self._file.write(f"--- {self._header}\n")
         return self._file.write(text)
 
+    def note(self, text: str) -> None:
+        """Write what isn't the step's own; where there is no room for it the attempt doesn't end by that."""
+        with contextlib.suppress(OSError):
+            self.write(text)
+
     def close(self) -> None:
         """Close the file if it was opened."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # no room for the last lines
+                self._file.close()
 
 
 @contextlib.contextmanager

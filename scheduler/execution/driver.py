@@ -3,11 +3,13 @@
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 from distributed import Future
 from distributed.scheduler import KilledWorker
 
@@ -29,8 +31,6 @@ from scheduler.core.events import (
     Tick,
     TimedOut,
     WorkerDied,
-    WorkerJoined,
-    WorkerLost,
 )
 from scheduler.core.instructions import (
     CancelAttempt,
@@ -44,6 +44,7 @@ from scheduler.core.instructions import (
     StopRun,
 )
 from scheduler.core.model import DeviceKind, DeviceSnapshot, Job, Placement
+from scheduler.execution.crew import JUDGEMENT_S, ClusterTerms, Crew
 from scheduler.execution.fleet import AttemptKey, Fleet, WorkerProcess
 from scheduler.execution.jobs import JobRequest
 from scheduler.execution.messages import (
@@ -66,11 +67,10 @@ TakeSnapshots = Callable[[], Iterable[DeviceSnapshot]]
 TICK_S = 0.25
 SNAPSHOT_S = 0.15
 STOP_GRACE_S = 10.0
+CONNECTION_LOST = "the connection to the Dask scheduler is lost"
 SILENCE_S = 30.0
-# A nanny's word on the end of its process may overtake the process's own last words.
-JUDGEMENT_S = 0.1
-# A nanny tries once to bring its process back and then gives up; on a busy machine that once takes its time.
-ABSENCE_S = 60.0
+# A job that is sent back through no fault of its own so often doesn't get on here.
+MAX_REQUEUES = 32
 
 
 class OnFinished(Protocol):
@@ -114,19 +114,6 @@ class _Attempt:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterTerms:
-    """What may be expected of a cluster's workers.
-
-    `elastic`: others may come, however late, as long as `expected` says so. `drain_s`: how long one that is
-    closing ends its attempts.
-    """
-
-    elastic: bool = False
-    drain_s: float = 0.0
-    expected: Callable[[], bool] = lambda: True
-
-
 class Driver:
     """Runs jobs to their end on a cluster.
 
@@ -157,7 +144,8 @@ class Driver:
         make_task: Callable[[Placement], AttemptTask],
         on_finished: OnFinished,
         take_snapshots: TakeSnapshots | None,
-        terms: ClusterTerms = ClusterTerms(),
+        needed: Callable[[DeviceKind], frozenset[str]] = lambda _: frozenset(),
+        terms: ClusterTerms,
     ) -> None:
         self._fleet = fleet
         self._dispatcher = dispatcher
@@ -165,22 +153,19 @@ class Driver:
         self._make_task = make_task
         self._on_finished = on_finished
         self._take_snapshots = take_snapshots
-        self._terms = terms
+        self.crew = Crew(fleet, record, terms, self._feed, self._end_with_worker, needed)
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._attempts: dict[AttemptKey, _Attempt] = {}
         self._last: dict[str, tuple[Placement, AttemptReport | None, Any]] = {}
         self._unfinished: set[str] = set()
         self._cut_short: set[str] = set()
         self._watchdog = Watchdog()
-        self._slots: dict[str, int] = {}
-        self._absent_since: dict[str, float] = {}
-        self._gone: list[WorkerProcess] = []
         self._fetcher = ThreadPoolExecutor(2, thread_name_prefix="stackyard-fetch")
-        self._ready = threading.Event()
         self._deadline: float | None = None
         self._closing = False
-        self._over = False
-        self.unfit: list[Unfit] = []
+        self._lost = False
+        self._requeues: Counter[str] = Counter()
+        self.end_reason = ""
         self.state = "running"
 
     # what other threads may call
@@ -205,15 +190,6 @@ class Driver:
         """End once every job has its outcome."""
         self._inbox.put(self._begin_closing)
 
-    def wait_for_workers(self, count: int, timeout_s: float) -> bool:
-        """Wait until so many processes have said hello, or that they can't serve."""
-        deadline = time.monotonic() + timeout_s
-        while len(self._fleet.processes) + len(self.unfit) < count:
-            if self._over or not self._ready.wait(max(0.0, deadline - time.monotonic())):
-                return False
-            self._ready.clear()
-        return True
-
     # the driver's own thread
 
     def run(self) -> str:
@@ -233,9 +209,8 @@ class Driver:
                 self._turn()
         finally:
             quit_probing.set()
-            prober.join()
-            self._over = True
-            self._ready.set()
+            prober.join(SILENCE_S)
+            self.crew.close()
             self._fetcher.shutdown(wait=False, cancel_futures=True)
             for key in list(self._attempts):
                 self._fleet.cancel(key)
@@ -259,22 +234,27 @@ class Driver:
     def _stop(self, reason: str, grace_s: float) -> None:
         deadline = time.monotonic() + grace_s
         if self._deadline is None:
-            self.state = "stopping"
+            self.end_reason = reason
+            if self.state == "running":
+                self.state = "stopping"
             self._feed(AdmissionHeld(time.monotonic(), reason))
         self._deadline = min(deadline, self._deadline or deadline)
 
     def _turn(self) -> None:
         """Take in what has happened since the last turn, at most a tick ago."""
         try:
-            self._take(self._inbox.get(timeout=JUDGEMENT_S if self._gone else TICK_S))
+            self._take(self._inbox.get(timeout=JUDGEMENT_S if self.crew.gone else TICK_S))
             while True:
                 self._take(self._inbox.get_nowait())
         except queue.Empty:
             self._feed(Tick(time.monotonic()))
         now = time.monotonic()
         self._look_after_cluster()
-        self._look_after_workers(now)
+        self.crew.judge(now)
+        for key, elapsed in self._watchdog.silent(now):
+            self._feed(AttemptBegan(now, *key, elapsed))
         self._look_after_cancelled(now)
+        self._give_up_on_absent(now)
         stuck = self._watchdog.stuck(now)
         self._record.moment(self.state, self._dispatcher, now, stuck=stuck)
         if self._record.no_room and self.state == "running":
@@ -298,15 +278,13 @@ class Driver:
                 for snapshot in snapshots:
                     self._feed(SnapshotTaken(time.monotonic(), snapshot))
             case Hello():
-                self._hello(item)
-            case Unfit(name=name, reason=reason):
-                self.unfit.append(item)
-                self._record.remark(f"worker {name} isn't used: {reason}")
-                self._ready.set()
+                self.crew.hello(item)
+            case Unfit():
+                self.crew.cannot_serve(item)
             case Leaving():
-                self._leaving(item)
+                self.crew.leaving(item)
             case Left(address=address, expected=expected):
-                self._left(address, expected=expected)
+                self.crew.left(address, expected=expected)
             case Evicted(device=device, name=name):
                 self._feed(ResidentEvicted(time.monotonic(), device, name))
             case _Fetched(key=key, report=report, array=array, error=error):
@@ -346,6 +324,7 @@ class Driver:
                 self._record.finished(job_id, outcome, decision.reason)
                 self._unfinished.discard(job_id)
                 self._cut_short.discard(job_id)
+                del self._requeues[job_id]
                 last = self._last.pop(job_id, (None, None, None))
                 self._on_finished(job_id, outcome, decision.reason, *last)
             case CancelAttempt(job_id=job_id, attempt=attempt, restart_worker=restart):
@@ -360,7 +339,7 @@ class Driver:
                 self._give_up(decision.reason)
 
     def _give_up(self, reason: str) -> None:
-        self.state = "stopped"
+        self.state, self.end_reason = "stopped", reason
         self._record.remark(reason)
         self._feed(Cancel(time.monotonic(), None, f"not started: {reason}"))
 
@@ -375,6 +354,9 @@ class Driver:
         self._record.add_jobs(unrecorded)
         self._unfinished.update(job.job_id for job in jobs)
         self._feed(JobsAdded(time.monotonic(), tuple(jobs)))
+        if self.state == "stopped":
+            for job in jobs:
+                self._feed(Cancel(time.monotonic(), job.job_id, f"not started: {self.end_reason}"))
 
     def _submit(self, placement: Placement) -> None:
         self._record.started(placement)
@@ -413,8 +395,9 @@ class Driver:
         attempt = self._attempts.get(key)
         if attempt is None:
             return
-        if report.retire:
-            self._retire(key, report.retire)
+        process = self._fleet.process_of(key)
+        if report.retire and process is not None:
+            self.crew.retire(process, report.retire, broken=isinstance(report.outcome, WorkerDied))
         if report.disk_full and self.state == "running":
             self._hold_for_disk(report.disk_full)
         if isinstance(report.outcome, Done) and attempt.returns_array:
@@ -424,16 +407,21 @@ class Driver:
 
     def _fetch(self, key: AttemptKey, report: AttemptReport, future: Future) -> None:
         try:
-            self._inbox.put(_Fetched(key, report, future.result(), None))
+            # What has come in a message lies at any address in it, which compiled code is slow on or refuses.
+            array = np.require(future.result(), requirements=["ALIGNED"])
+            self._inbox.put(_Fetched(key, report, array, None))
         except Exception as error:  # noqa: BLE001  told to the driver's thread
             self._inbox.put(_Fetched(key, report, None, error))
 
     def _fetched(
         self, key: AttemptKey, report: AttemptReport, array: Any, error: BaseException | None
     ) -> None:
-        if error is not None:
+        process = self._fleet.process_of(key)
+        if error is not None and (process is None or process.left_at is not None):
+            self._end(key, WorkerDied("its worker has gone with its array", blame=False), report)
+        elif error is not None:
             reason = f"its array could not be fetched: {type(error).__name__}: {error}"
-            self._end(key, WorkerDied(reason, blame=False), report)
+            self._end(key, Failed(reason), report)
         else:
             self._end(key, report.outcome, report, array)
 
@@ -448,13 +436,19 @@ class Driver:
         self._fleet.ended(key)
         self._conclude(attempt.placement, outcome, report, array)
         if process is not None:
-            self._replace_if_empty(process)
+            self.crew.replace_if_empty(process)
 
     def _conclude(
         self, placement: Placement, outcome: Outcome, report: AttemptReport | None, array: Any = None
     ) -> None:
         if isinstance(outcome, WorkerDied | TimedOut | Cancelled):
             self._cut_short.add(placement.job_id)
+        if isinstance(outcome, WorkerDied) and not outcome.blame:
+            self._requeues[placement.job_id] += 1
+            if self._requeues[placement.job_id] > MAX_REQUEUES:
+                outcome = Failed(
+                    f"given up after {MAX_REQUEUES} attempts, the last one ended: {outcome.reason}"
+                )
         self._record.ended(placement, outcome, report)
         self._last[placement.job_id] = placement, report, array
         self._feed(AttemptEnded(time.monotonic(), placement.job_id, placement.attempt, outcome))
@@ -491,7 +485,7 @@ class Driver:
         if process is not None:
             # First of all: the end of the attempt makes room, and the next one must not be sent there.
             self._fleet.restart(process)
-            self._devices_changed(reason)
+            self.crew.devices_changed(reason)
         self._end(key, outcome, None)
 
     def _pulse(self, pulse: Pulse) -> None:
@@ -503,75 +497,22 @@ class Driver:
 
     def _look_after_cluster(self) -> None:
         """With the scheduler every task of ours is lost, and so is the word of our workers."""
-        if self._deadline is None and not self._fleet.connected:
-            self._record.remark(
-                "the connection to the Dask scheduler is lost; resume the run when it is back"
-            )
-            self._stop("the connection to the Dask scheduler is lost", 0.0)
+        if not self._lost and not self._fleet.connected:
+            self._lost = True
+            self._record.remark(f"{CONNECTION_LOST}; resume the run when it is back")
+            self._stop(CONNECTION_LOST, 0.0)
 
-    def _hello(self, hello: Hello) -> None:
-        self._fleet.add(hello)
-        for problem in hello.problems:
-            self._record.remark(f"worker {hello.name}: {problem}")
-        self._devices_changed("")
-        self._ready.set()
+    def _give_up_on_absent(self, now: float) -> None:
+        """A cluster to which no process comes any more would leave its jobs waiting for good."""
+        if (
+            self.state == "running"
+            and self._unfinished
+            and not self._attempts
+            and self.crew.nobody_comes(now)
+        ):
+            self._give_up("no worker process is left, and none comes back")
 
-    def _leaving(self, leaving: Leaving) -> None:
-        process = self._fleet.get(leaving.address)
-        if process is None:
-            return
-        if not process.leaving:
-            process.leaving, process.let_go = leaving.reason, leaving.let_go
-            self._devices_changed(leaving.reason)
-        if leaving.begun is not None:
-            for key in process.in_flight.keys() - leaving.begun:
-                self._end_with_worker(key, process, blame=False)
-        self._replace_if_empty(process)
-
-    def _retire(self, key: AttemptKey, reason: str) -> None:
-        """Replace the process that an attempt ran in, once its others have ended."""
-        process = self._fleet.process_of(key)
-        if process is not None and not process.leaving:
-            self._record.remark(f"worker {process.hello.name} is replaced: {reason}")
-            process.leaving, process.retired = reason, True
-            self._devices_changed(reason)
-
-    def _replace_if_empty(self, process: WorkerProcess) -> None:
-        if process.left_at is not None or process.in_flight:
-            return
-        if process.let_go:
-            self._fleet.let_go(process)
-        elif process.retired:
-            self._fleet.restart(process)
-
-    def _left(self, address: str, *, expected: bool) -> None:
-        process = self._fleet.get(address)
-        if process is not None and process.left_at is None:
-            process.left_at = time.monotonic()
-            # One that the scheduler was asked to remove may be there still, and tell of its attempts.
-            process.drains = expected and not process.ended_by_us
-            if expected:
-                process.leaving = process.leaving or "it was retired"
-            self._gone.append(process)
-            self._devices_changed("its worker process has gone")
-
-    def _look_after_workers(self, now: float) -> None:
-        """Judge those that have left, and count how long devices have been without a process."""
-        for process in list(self._gone):
-            assert process.left_at is not None
-            patience = JUDGEMENT_S + (self._terms.drain_s if process.drains else 0.0)
-            if process.in_flight and now - process.left_at < patience:
-                continue
-            self._gone.remove(process)
-            self._fleet.remove(process.address)
-            blame = not process.leaving and not process.ended_by_us
-            for key in list(process.in_flight):
-                self._end_with_worker(key, process, blame=blame)
-        for key, elapsed in self._watchdog.silent(now):
-            self._feed(AttemptBegan(now, *key, elapsed))
-        self._give_up_on_absent(now)
-
-    def _end_with_worker(self, key: AttemptKey, process: WorkerProcess, *, blame: bool) -> None:
+    def _end_with_worker(self, key: AttemptKey, process: WorkerProcess, blame: bool) -> None:
         attempt = self._attempts.get(key)
         if attempt is None:
             return
@@ -583,35 +524,3 @@ class Driver:
             outcome = WorkerDied(process.leaving or "its worker process has gone", blame=False)
         attempt.future.cancel(force=True)
         self._end(key, outcome, None)
-
-    def _devices_changed(self, reason: str) -> None:
-        """Tell the dispatcher how many attempts each device can take now."""
-        now = time.monotonic()
-        # The hosts' memory first: a GPU's job needs it too.
-        devices = sorted(self._fleet.devices().values(), key=lambda device: device.kind is not DeviceKind.CPU)
-        for device in devices:
-            before = self._slots.get(device.uuid)
-            if before == device.slots:
-                continue
-            self._slots[device.uuid] = device.slots
-            if before is None:
-                self._record.add_devices([device])
-            if before is None or device.slots > before:
-                self._absent_since.pop(device.uuid, None)
-                self._feed(WorkerJoined(now, device))
-            else:
-                # Its running attempts end, or are ended, one by one.
-                self._feed(WorkerLost(now, device.uuid, device.slots, (), reason))
-            if before and not device.slots:
-                self._absent_since[device.uuid] = now
-
-    def _give_up_on_absent(self, now: float) -> None:
-        """A cluster to which no process comes any more would leave its jobs waiting for good."""
-        if self.state != "running" or not self._unfinished or self._attempts or any(self._slots.values()):
-            return
-        if self._terms.elastic:
-            gone = bool(self._slots) and not self._terms.expected()
-        else:
-            gone = any(now - since >= ABSENCE_S for since in self._absent_since.values())
-        if gone:
-            self._give_up("no worker process is left, and none comes back")

@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import dask
@@ -18,6 +19,8 @@ from scheduler.images.stack import StackSource
 
 AttemptKey = tuple[str, int]
 LARGE_BYTES = 1 << 20
+# A process that can still hear does so at once.
+HURRY_S = 1.0
 
 
 @dataclass(eq=False, slots=True)
@@ -98,10 +101,11 @@ class Fleet:
         """The process at an address, if it has said hello and not left."""
         return self._processes.get(address)
 
-    def remove(self, address: str) -> WorkerProcess | None:
-        """Forget a process that is gone; returns it with what was in flight there."""
+    def remove(self, process: WorkerProcess) -> None:
+        """Forget a process that is gone; another may have its address by now, and stays."""
         with self._lock:
-            return self._processes.pop(address, None)
+            if self._processes.get(process.address) is process:
+                del self._processes[process.address]
 
     @property
     def processes(self) -> tuple[WorkerProcess, ...]:
@@ -199,17 +203,19 @@ class Fleet:
 
     def _tell(
         self, processes: Iterable[WorkerProcess], function: Callable[..., Any], *arguments: Any
-    ) -> None:
+    ) -> threading.Thread | None:
+        """Have processes run a function; a process that is held up doesn't hold up who asks it."""
         addresses = [process.address for process in processes]
-        if addresses:
-            # One that has just died has given everything back; its end is told elsewhere.
-            self.client.run(function, *arguments, workers=addresses, wait=False, on_error="ignore")
+        if not addresses or not self.connected:
+            return None
+        # One that has just died has given everything back; its end is told elsewhere.
+        run = partial(self.client.run, function, *arguments, workers=addresses, wait=False, on_error="ignore")
+        return self._aside(run)
 
     def restart(self, process: WorkerProcess) -> None:
         """End a process, whatever is in it; its nanny, if it has one, starts a fresh one."""
         process.ended_by_us, process.retired = True, False
         process.leaving = process.leaving or "it is being restarted"
-        self._tell([process], hurry_here, self.topic)
         self._aside(self._restart, process)
 
     def let_go(self, process: WorkerProcess) -> None:
@@ -218,12 +224,15 @@ class Fleet:
         self._aside(self.client.run_on_scheduler, close_there, process.address)
 
     def _restart(self, process: WorkerProcess) -> None:
+        hurried = self._tell([process], hurry_here, self.topic)
+        if hurried is not None:
+            hurried.join(HURRY_S)
         if process.hello.has_nanny:
             self.client.restart_workers([process.address], raise_for_error=False)
         else:
             self.client.retire_workers([process.address], close_workers=True)
 
-    def _aside(self, do: Callable[..., Any], *arguments: Any) -> None:
+    def _aside(self, do: Callable[..., Any], *arguments: Any) -> threading.Thread:
         """Do what takes seconds, which nobody else should have to wait."""
 
         def run() -> None:
@@ -232,7 +241,9 @@ class Fleet:
             with contextlib.suppress(OSError, KeyError):
                 do(*arguments)
 
-        threading.Thread(target=run, name="stackyard-restart", daemon=True).start()
+        thread = threading.Thread(target=run, name="stackyard-aside", daemon=True)
+        thread.start()
+        return thread
 
 
 def close_there(address: str, dask_scheduler: Scheduler) -> None:

@@ -2,12 +2,13 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from scheduler.config.cluster import LocalCluster, SlurmCluster
 from scheduler.config.model import RunConfig
 from scheduler.core.footprint import Estimates
-from scheduler.core.model import Device, DeviceSnapshot, Job, JobPlan
+from scheduler.core.model import Device, DeviceKind, DeviceSnapshot, Job, JobPlan
 from scheduler.core.policy import OnPressure, Policy
 from scheduler.core.simulate import run_dispatcher
 from scheduler.core.trace import Hog, Trace, TraceJob, TruePlan
@@ -15,13 +16,19 @@ from scheduler.execution.devices import open_devices
 from scheduler.execution.jobs import Form, dispatcher_job
 from scheduler.execution.plans import job_plans, step_types
 from scheduler.execution.prepare import PreparedJob, PreparedRun, look
-from scheduler.execution.usable import installed
+from scheduler.execution.run import refuse_virtual
+from scheduler.execution.slurm_driver import run_scripts
+from scheduler.execution.usable import Usable, fitting, installed
 from scheduler.host.estimates import default_estimates_path, load_estimates
 from scheduler.host.reservations import Reservations
 
 # Strangers' memory is taken to stay as it is, and to be known before the first job comes.
 _HOGS_KNOWN_S = 1.0
 _FOR_GOOD_S = 1e9
+_UNKNOWN_WORKERS = (
+    "the cluster's workers decide which of these plans are used: their devices, and the libraries that they "
+    "have, are known once they have joined"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,8 @@ class Forecast:
     """Everything that is known of a run before it starts.
 
     `expected_s` and `placements` (jobs by device name) are None until each plan that would be used has been
-    measured in an earlier run; start-up of the worker processes isn't in the time.
+    measured in an earlier run; start-up of the worker processes isn't in the time. On a cluster there are no
+    devices before its workers have joined. `scripts` are what Slurm is asked for, by whose they are.
     """
 
     prepared: PreparedRun
@@ -72,29 +80,30 @@ class Forecast:
     existing: int
     expected_s: float | None
     placements: Mapping[str, int] | None
+    scripts: Mapping[str, str] = field(default_factory=dict)
 
 
 def forecast(config: RunConfig) -> Forecast:
     """Look at input, steps, devices and what earlier runs have learned; starts nothing and writes nothing.
 
     Which array libraries really work on a GPU is found out by the run itself: here an installed one counts.
+    Of a cluster's workers nothing is known before they have joined: there every one counts.
 
     Raises
     ------
-    InputError, OutputError, StepError, DevicesError
+    InputError, OutputError, StepError, DevicesError, ClusterError, SlurmError
         What can't be used, and what to do about it.
     """
     prepared = look(config)
     run_id = f"plan-{time.time_ns()}"
-    discovery = open_devices(config.devices, config.memory, run_id=run_id, jobs=len(prepared.jobs))
-    try:
-        with Reservations(run=run_id) as reservations:
-            snapshots = discovery.snapshots(reservations)
-    finally:
-        discovery.close()
-    devices = tuple(zip(discovery.devices, snapshots, strict=True))
     names = step_types(step.step for step in prepared.chain.steps)
-    usable = {device.kind: installed(names, device.kind) for device, _ in devices if device.slots}
+    if isinstance(config.cluster, LocalCluster):
+        devices, notes = _devices_here(config, run_id, len(prepared.jobs))
+        usable: Usable = {device.kind: installed(names, device.kind) for device, _ in devices if device.slots}
+    else:
+        refuse_virtual(config)
+        devices, notes = (), (_UNKNOWN_WORKERS,)
+        usable = {kind: fitting(names, kind) for kind in _kinds_there(config)}
     readable = [
         prepared.request(job, run_id=run_id, overwrite=False)
         for job in prepared.jobs
@@ -109,7 +118,10 @@ def forecast(config: RunConfig) -> Forecast:
         FormForecast(
             form,
             counts[form],
-            tuple(_plan_forecast(plan, example[form], estimates, discovery.devices) for plan in form_plans),
+            tuple(
+                _plan_forecast(plan, example[form], estimates, [device for device, _ in devices])
+                for plan in form_plans
+            ),
         )
         for form, form_plans in plans.items()
     )
@@ -117,12 +129,40 @@ def forecast(config: RunConfig) -> Forecast:
     return Forecast(
         prepared,
         devices,
-        discovery.problems,
+        notes,
         forms,
         tuple(job for job in prepared.jobs if job.source.problem),
         sum(job.output.exists() for job in prepared.jobs),
         *outcome,
+        scripts=run_scripts(config, config.cluster) if isinstance(config.cluster, SlurmCluster) else {},
     )
+
+
+def _devices_here(
+    config: RunConfig, run_id: str, jobs: int
+) -> tuple[tuple[tuple[Device, DeviceSnapshot], ...], tuple[str, ...]]:
+    """The devices of this host, each with its memory now, and what is wrong with some."""
+    discovery = open_devices(config.devices, config.memory, run_id=run_id, jobs=jobs)
+    try:
+        with Reservations(run=run_id) as reservations:
+            snapshots = discovery.snapshots(reservations)
+    finally:
+        discovery.close()
+    return tuple(zip(discovery.devices, snapshots, strict=True)), discovery.problems
+
+
+def _kinds_there(config: RunConfig) -> Iterator[DeviceKind]:
+    """The kinds of device that workers of the config's cluster may have."""
+    cluster = config.cluster
+    asked = not isinstance(cluster, SlurmCluster) or (
+        cluster.inside
+        or cluster.gpus
+        or any(word in directive for directive in cluster.directives for word in ("gpu", "gres"))
+    )
+    if asked and config.devices.gpus != ():
+        yield DeviceKind.CUDA
+    if config.devices.cpu:
+        yield DeviceKind.CPU
 
 
 def _plan_forecast(plan: JobPlan, job: Job, estimates: Estimates, devices: Sequence[Device]) -> PlanForecast:
@@ -149,7 +189,7 @@ def _simulate(
 ) -> tuple[float | None, Mapping[str, int] | None]:
     """(seconds, jobs by device name) of the same dispatcher in virtual time, where rates were measured."""
     whole = [each for form in forms for each in form.whole]
-    if not jobs or any(not each.seconds for each in whole):
+    if not devices or not jobs or any(not each.seconds for each in whole):
         return None, None
     # A plan's rate on another model than the first measured one enters as that model's speed.
     speeds = {model: _seconds(each) / seconds for each in whole for model, seconds in each.seconds.items()}

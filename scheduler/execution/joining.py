@@ -1,14 +1,18 @@
-"""What Dask hands to every worker of a cluster, those without Stackyard included; it travels as code.
+"""What Dask hands to every process of a cluster, those without Stackyard included; it travels as code.
 
 A plugin of a class that a worker can't import would end each such worker that joins while a run goes on.
 """
 
+import asyncio
+import contextlib
 import pickle
 import sys
 from typing import Any
 
 import cloudpickle
-from distributed import Worker, WorkerPlugin
+from distributed import Nanny, NannyPlugin, Status, Worker, WorkerPlugin
+
+CLOSE_S = 5.0
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -40,3 +44,21 @@ class JoinRun(WorkerPlugin):  # type: ignore[misc]  # distributed's types are no
         """Called by Dask when a worker closes, or when the run is over."""
         if self._plugin is not None:
             await self._plugin.teardown(worker)
+
+
+class PatientNanny(NannyPlugin):  # type: ignore[misc]  # as above
+    """Has a nanny that is being closed give its worker `drain_s` seconds for its attempts; Dask has 4 to 8."""
+
+    def __init__(self, name: str, drain_s: float) -> None:
+        self.name = name
+        self._drain_s = drain_s
+
+    async def teardown(self, nanny: Nanny) -> None:
+        """Called by Dask when a nanny closes, or when the run is over."""
+        if nanny.status is not Status.closing or nanny.worker_address is None:
+            return
+        # It closes its listeners too, with this connection; and it may have gone before.
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            async with nanny.rpc(nanny.worker_address) as worker:
+                closed = worker.terminate(nanny=False, reason="its nanny is being closed")
+                await asyncio.wait_for(closed, self._drain_s + CLOSE_S)

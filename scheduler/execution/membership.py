@@ -11,7 +11,7 @@ from typing import Any
 from distributed import Client
 
 from scheduler.execution.errors import ClusterError
-from scheduler.execution.joining import JoinRun
+from scheduler.execution.joining import JoinRun, PatientNanny
 from scheduler.execution.messages import Message, heard
 from scheduler.execution.worker import WorkerSettings
 from scheduler.execution.worker_plugin import StackyardScheduler, StackyardWorker
@@ -40,6 +40,7 @@ class Membership:
         self._hear = hear
         plugin = StackyardWorker(replace(settings, topic=topic))
         self._joining = JoinRun(plugin.name, topic, pickle.dumps(plugin))
+        self._patience = PatientNanny(plugin.name, settings.drain_s) if settings.drain_s else None
         self._watching = StackyardScheduler(topic, client.id, plugin.name)
 
     def enter(self) -> int:
@@ -61,16 +62,22 @@ class Membership:
             ) from error
         there = len(self._client.scheduler_info(n_workers=-1)["workers"])
         self._client.register_plugin(self._joining)
+        if self._patience is not None:
+            self._client.register_plugin(self._patience)
         return there
 
     def leave(self) -> None:
         """Take the plugins off the cluster, which goes on without us."""
         self._client.unsubscribe_topic(self._topic)
-        # One that isn't there, since the cluster turned out to be unfit before, is a ValueError.
-        with contextlib.suppress(OSError, ValueError):
-            self._client.unregister_worker_plugin(self._joining.name)
-        with contextlib.suppress(OSError, ValueError):
-            self._client.unregister_scheduler_plugin(self._watching.name)
+        remove = [
+            (self._client.unregister_worker_plugin, self._joining.name),
+            (self._client.unregister_nanny_plugin, self._joining.name),
+            (self._client.unregister_scheduler_plugin, self._watching.name),
+        ]
+        for unregister, name in remove:
+            # One that isn't there, such as when the cluster turned out to be unfit before, is a ValueError.
+            with contextlib.suppress(OSError, ValueError):
+                unregister(name)
 
     def _check_pythons(self) -> None:
         """See that each process has the driver's version of Python: code can't travel to another one."""

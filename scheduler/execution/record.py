@@ -123,6 +123,11 @@ class JournalRecord:
         journal.commit()
         return record
 
+    @property
+    def left(self) -> int:
+        """How many jobs have no outcome yet."""
+        return self._jobs - sum(self.done.values()) - len(self.failures)
+
     def add_jobs(self, jobs: Sequence[JobRequest]) -> None:
         """Take in jobs that come while the run goes on."""
         self._jobs += len(jobs)
@@ -326,7 +331,6 @@ class JournalRecord:
         rate = None
         if done and self._first_start is not None and now > self._first_start:
             rate = (done - self._done_before) / (now - self._first_start)
-        left = self._jobs - done - len(self.failures)
         return RunStatus(
             run_dir=str(self.run_dir),
             state=state,
@@ -336,7 +340,7 @@ class JournalRecord:
             running=running,
             elapsed_s=now - self._began,
             rate_per_s=rate,
-            eta_s=left / rate if rate and left else None,
+            eta_s=self.left / rate if rate and self.left else None,
             devices=tuple(device_status(view) for view in devices),
             waiting=tuple(WaitingJob(job.job_id, job.reason, now - job.since) for job in waiting),
             stuck=tuple(JobFailure(job, reason) for job, reason in stuck.items()),

@@ -37,6 +37,7 @@ def run(
     overwrite: bool = False,
     on_status: Callable[[RunStatus], None] | None = None,
     stop: threading.Event | None = None,
+    run_id: str | None = None,
 ) -> RunSummary:
     """Run a config's jobs on the cluster that it names and return how it ended.
 
@@ -51,6 +52,8 @@ def run(
         Called a few times a second, in this thread, with the state of the run.
     stop
         Set it to stop: nothing more is started, what runs gets ten seconds, what is done is kept.
+    run_id
+        The name of the run's folder, where it was fixed before; it may be there, without a run in it.
 
     Raises
     ------
@@ -58,7 +61,7 @@ def run(
         Nothing was started: the input, the output folder, a step, a device or the cluster can't be used.
     """
     prepared = prepare(config, overwrite=overwrite)
-    run_dir = config.output.path / ".stackyard" / new_run_id()
+    run_dir = config.output.path / ".stackyard" / (run_id or new_run_id())
 
     def begin() -> JournalRecord:
         requests = [prepared.request(job, run_id=run_dir.name, overwrite=overwrite) for job in prepared.jobs]
@@ -82,11 +85,13 @@ def carry_out(
     requests = [prepared.request(job, run_id=run_dir.name, overwrite=overwrite) for job in prepared.jobs]
     try:
         with _scheduler(prepared, requests, run_dir, make_record, pins) as scheduler:
-            scheduler.wait_for_worker(stop)
+            show = _shown_once(scheduler, on_status)
+            # That may take hours, in which somebody may cancel the run.
+            scheduler.wait_for_worker(stop, meanwhile=show)
             if stop is None or not stop.is_set():
-                scheduler.submit_requests(requests, recorded=True)
+                scheduler.submit_requests(requests, recorded=True, stop=stop)
                 scheduler.finish()
-            _follow(scheduler, on_status, stop)
+            _follow(scheduler, show, stop)
     finally:
         remove_partials({job.output.parent for job in prepared.jobs}, read_worker_pids(run_dir))
     if on_status is not None and scheduler.record.status is not None:
@@ -95,19 +100,29 @@ def carry_out(
     return scheduler.summary
 
 
-def _follow(
-    scheduler: StackScheduler, on_status: Callable[[RunStatus], None] | None, stop: threading.Event | None
-) -> None:
-    """Wait for the end of the run, show its moments, and hand on the wish to stop it."""
-    shown = None
-    while not scheduler.join(VIEW_S):
-        if stop is not None and stop.is_set():
-            scheduler.stop("the run is being stopped")
-            stop = None
+def _shown_once(
+    scheduler: StackScheduler, on_status: Callable[[RunStatus], None] | None
+) -> Callable[[], None]:
+    """What hands the last moment of the run to `on_status`, unless that has been done."""
+    shown: RunStatus | None = None
+
+    def show() -> None:
+        nonlocal shown
         status = scheduler.status()
         if on_status is not None and status is not None and status is not shown:
             on_status(status)
             shown = status
+
+    return show
+
+
+def _follow(scheduler: StackScheduler, show: Callable[[], None], stop: threading.Event | None) -> None:
+    """Wait for the end of the run, show its moments, and hand on the wish to stop it."""
+    while not scheduler.join(VIEW_S):
+        if stop is not None and stop.is_set():
+            scheduler.stop("the run is being stopped")
+            stop = None
+        show()
     if scheduler.error is not None:
         raise scheduler.error
 
@@ -142,11 +157,11 @@ def _scheduler(
                 yield stack.enter_context(own)
                 return
             case AddressCluster(address=address):
-                _refuse_virtual(config)
+                refuse_virtual(config)
                 client, expected = stack.enter_context(_connected(address)), lambda: True
                 record = make_record()
             case SlurmCluster():
-                _refuse_virtual(config)
+                refuse_virtual(config)
                 record = make_record()
                 workers = stack.enter_context(
                     slurm_cluster(config.cluster, config.devices, run_dir=run_dir, remark=record.remark)
@@ -164,7 +179,8 @@ def _scheduler(
         yield stack.enter_context(scheduler)
 
 
-def _refuse_virtual(config: RunConfig) -> None:
+def refuse_virtual(config: RunConfig) -> None:
+    """Raise ClusterError for virtual GPUs, which are accounts of the one host that a local cluster is on."""
     if isinstance(config.devices.gpus, VirtualGpus):
         raise ClusterError("devices.gpus: virtual GPUs are there with cluster kind local only")
 

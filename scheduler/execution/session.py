@@ -5,7 +5,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from scheduler.core.footprint import Estimates
 from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import DeviceKind, Placement
 from scheduler.core.policy import Pin, Policy
-from scheduler.execution.driver import STOP_GRACE_S, ClusterTerms, Driver, TakeSnapshots
+from scheduler.execution.crew import ClusterTerms
+from scheduler.execution.driver import STOP_GRACE_S, Driver, TakeSnapshots
 from scheduler.execution.errors import ClusterError
 from scheduler.execution.fleet import Fleet
 from scheduler.execution.jobs import JobRequest, dispatcher_job
@@ -30,9 +31,11 @@ from scheduler.execution.task import AttemptReport, AttemptTask
 from scheduler.execution.usable import Planner
 from scheduler.execution.worker import WorkerSettings
 from scheduler.host.estimates import default_estimates_path, load_estimates, save_estimates
+from scheduler.images.errors import OutputError
 
 WORKERS_S = 60.0
 TURN_S = 0.25
+CLOSED = "the scheduler is being closed"
 
 
 class JobFailedError(RuntimeError):
@@ -144,8 +147,11 @@ class Session:
         self._requests: dict[str, JobRequest] = {}
         self._futures: dict[str, StackFuture] = {}
         self._lock = threading.Lock()
+        self._asked_to_stop = False
         self._batch = 0
+        self._over = False
         self._names_taken: set[str] = set()
+        self._targets: set[str] = set()
         fleet = self._fleet = Fleet(client, topic)
         elastic = (DeviceKind.CUDA, DeviceKind.CPU) if terms.elastic else ()
         self._planner = Planner(fleet, record.remark, expected=elastic)
@@ -157,6 +163,7 @@ class Session:
             make_task=self._task,
             on_finished=self._finished,
             take_snapshots=take_snapshots,
+            needed=self._planner.needed,
             terms=terms,
         )
         self._membership = Membership(client, topic, settings, self._driver.hear)
@@ -173,8 +180,8 @@ class Session:
 
     def _join_cluster(self) -> None:
         there = self._membership.enter()
-        answered = self._driver.wait_for_workers(there, WORKERS_S)
-        unfit = self._driver.unfit
+        answered = self._driver.crew.wait_for(there, WORKERS_S)
+        unfit = self._driver.crew.unfit
         if unfit:
             named = [f"worker {each.name} at {each.address}: {each.reason}" for each in unfit[:3]]
             more = [f"{len(unfit) - 3} more"] * (len(unfit) > 3)
@@ -184,10 +191,12 @@ class Session:
         if not answered:
             raise ClusterError(f"of {there} workers not every one was ready in {WORKERS_S:.0f} s")
 
-    def wait_for_worker(self, stop: threading.Event | None = None) -> None:
+    def wait_for_worker(
+        self, stop: threading.Event | None = None, *, meanwhile: Callable[[], None] | None = None
+    ) -> None:
         """Wait until there is a worker, however long that takes: until then nothing can be planned.
 
-        Returns without one once `stop` is set.
+        Returns without one once `stop` is set. `meanwhile` is called a few times a second.
 
         Raises
         ------
@@ -197,7 +206,9 @@ class Session:
         while not self._fleet.processes and self._thread.is_alive() and not (stop and stop.is_set()):
             if not self._terms.expected():
                 raise ClusterError("no worker is there, and none is expected any more")
-            self._driver.wait_for_workers(1, TURN_S)
+            if meanwhile is not None:
+                meanwhile()
+            self._driver.crew.wait_for(len(self._driver.crew.unfit) + 1, TURN_S)
 
     def _end_at_once(self, reason: str) -> None:
         self.stop(reason, grace_s=0.0)
@@ -207,10 +218,16 @@ class Session:
 
     # jobs
 
-    def submit_requests(self, requests: Sequence[JobRequest], *, recorded: bool = False) -> list[StackFuture]:
+    def submit_requests(
+        self,
+        requests: Sequence[JobRequest],
+        *,
+        recorded: bool = False,
+        stop: threading.Event | None = None,
+    ) -> list[StackFuture]:
         """Take jobs in; they start as soon as there is room for them. Waits until there is a worker at all.
 
-        `recorded`: the journal has them already.
+        `recorded`: the journal has them already. `stop` ends the wait for a worker.
 
         Raises
         ------
@@ -218,12 +235,14 @@ class Session:
             No device that is there can run a chain; nothing was taken in.
         ValueError
             Two jobs have one name.
+        OutputError
+            Two jobs have one output.
         RuntimeError
             The session has ended.
         """
         if not self._thread.is_alive() or self._driver.state != "running":
             raise RuntimeError("nothing more is started here") from self.error
-        self.wait_for_worker()
+        self.wait_for_worker(stop)
         jobs = []
         for request in requests:
             plans = self._planner.plans(request.chain, request.form)
@@ -234,7 +253,14 @@ class Session:
             taken = [name for name, count in names.items() if count > 1 or name in self._names_taken]
             if taken:
                 raise ValueError(f"there is a job {taken[0]!r} already")
+            if self._over:
+                raise RuntimeError("nothing more is started here") from self.error
+            targets = Counter(request.output.path for request in requests if request.output is not None)
+            double = [path for path, count in targets.items() if count > 1 or path in self._targets]
+            if double:
+                raise OutputError(f"two jobs would write {double[0]}")
             self._names_taken |= names.keys()
+            self._targets |= targets.keys()
             futures = [StackFuture(request.job_id, self) for request in requests]
             self._requests.update((request.job_id, request) for request in requests)
             self._futures.update((future.name, future) for future in futures)
@@ -250,6 +276,7 @@ class Session:
 
     def stop(self, reason: str, *, grace_s: float = STOP_GRACE_S) -> None:
         """Start nothing more; what runs gets `grace_s` seconds to finish, and the session ends."""
+        self._asked_to_stop = True
         self._driver.stop(reason, grace_s)
 
     def finish(self) -> None:
@@ -269,6 +296,9 @@ class Session:
         """Close the record, keep what was learned, and sum up; once, after the end."""
         self._keep(self._dispatcher.estimates)
         state = state or ("failed" if self.error is not None else self._driver.state)
+        if state == "running" and self._asked_to_stop and self.record.left:
+            # Stopped before a worker joined, when no job had been taken in: they are left for `resume`.
+            state = "interrupted"
         return self.record.end(
             "done" if state == "running" else state,
             self._dispatcher.device_view(),
@@ -286,12 +316,15 @@ class Session:
         except BaseException as error:  # noqa: BLE001  told to whoever waits for a job, or for the session
             self.error = error
         with self._lock:
+            self._over = True
             left = [future for future in self._futures.values() if not future.done()]
         for future in left:
             if self.error is not None:
                 future.set_exception(self.error)
-            else:
+            elif self._driver.end_reason == CLOSED:
                 future._cancelled()
+            else:
+                future.set_exception(JobFailedError(f"not done: {self._driver.end_reason}"))
 
     def _task(self, placement: Placement) -> AttemptTask:
         request = self._requests[placement.job_id]

@@ -89,15 +89,15 @@ def job_states(*, name: str = "", job_id: str = "") -> tuple[JobState, ...]:
     return tuple(states)
 
 
-def cancel_job(job_id: str) -> None:
-    """End a job, queued or running; one that has ended already is left alone.
+def cancel_job(job_id: str, *, only_pending: bool = False) -> None:
+    """End a job, queued or (unless `only_pending`) running; one that has ended already is left alone.
 
     Raises
     ------
     SlurmError
         There is no scancel here, or it refuses.
     """
-    _call(["scancel", "--quiet", job_id])
+    _call(["scancel", "--quiet", *["--state=PENDING"] * only_pending, job_id])
 
 
 def end_of_job(environment: Mapping[str, str]) -> float | None:

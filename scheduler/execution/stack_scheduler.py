@@ -18,13 +18,13 @@ from memcore import StackError
 from scheduler.config.model import DevicesConfig, JobsConfig, MemoryConfig, StepConfig
 from scheduler.core.model import DeviceSnapshot
 from scheduler.core.policy import OnPressure, Pin, Policy
+from scheduler.execution.crew import ClusterTerms
 from scheduler.execution.devices import virtual_tag
-from scheduler.execution.driver import ClusterTerms
 from scheduler.execution.errors import ClusterError
 from scheduler.execution.jobs import Chain, JobRequest
 from scheduler.execution.prepare import step_spec
 from scheduler.execution.record import JournalRecord
-from scheduler.execution.session import JobFailedError, JobResult, Session, StackFuture, new_run_id
+from scheduler.execution.session import CLOSED, JobFailedError, JobResult, Session, StackFuture, new_run_id
 from scheduler.execution.status import RunSummary
 from scheduler.execution.task import OutputTarget, Source
 from scheduler.execution.worker import WorkerSettings
@@ -48,7 +48,9 @@ __all__ = [
 
 # How long a worker of somebody else's cluster that is being closed may take to end what it has.
 DRAIN_S = 25.0
-_NAME = re.compile(r"[^/\x00-\x1f]{1,200}")
+_NAME = re.compile(r"(?!\.)[^/\x00-\x1f\ud800-\udfff]+")
+# A log's file name: 255 bytes on most file systems, with its suffix.
+_NAME_BYTES = 200
 Step = str | Mapping[str, Any] | StepSpec | Callable[..., Any]
 _Section = TypeVar("_Section", DevicesConfig, MemoryConfig, JobsConfig)
 
@@ -173,7 +175,7 @@ class StackScheduler(Session):
 
         Raises
         ------
-        StepError, InputError, OutputError, StackError
+        StepError, InputError, OutputError, StackError, ValueError
             The job can't be used, and what to do about it; nothing was taken in.
         RuntimeError
             The scheduler is closed, or has stopped after so many equal failures.
@@ -200,7 +202,7 @@ class StackScheduler(Session):
         if self.summary is not None:
             return
         if cancel:
-            self.stop("the scheduler is being closed", grace_s=0.0)
+            self.stop(CLOSED, grace_s=0.0)
         self.finish()
         self.join()
         self.summary = self.sum_up()
@@ -222,13 +224,11 @@ class StackScheduler(Session):
         self.close(cancel=kind is not None)
 
     def _request(self, job: StackJob, returns_array: bool) -> JobRequest:
-        name = job.name if job.name is not None else next(self._names)
-        if not _NAME.fullmatch(name) or name.startswith("."):
-            raise ValueError(
-                f"job name {name!r} must be fit for a file: no slash, no dot in front, 200 characters"
-            )
+        if not isinstance(job, StackJob):
+            raise TypeError(f"a job is a StackJob, not of type {type(job).__name__}")
+        _check_terms(job)
         return JobRequest(
-            job_id=name,
+            job_id=job.name if job.name is not None else self._new_name(),
             chain=self._chain(job.steps),
             source=_source(job.inputs),
             output=_target(job.output, self.record.run_dir.name),
@@ -236,6 +236,9 @@ class StackScheduler(Session):
             priority=job.priority,
             timeout_s=job.timeout_s if job.timeout_s is not None else self._jobs.timeout_s,
         )
+
+    def _new_name(self) -> str:
+        return next(name for name in self._names if name not in self._names_taken)
 
     def _chain(self, steps: Sequence[Step]) -> Chain:
         if isinstance(steps, str | Mapping) or not steps:
@@ -282,6 +285,23 @@ def _section(model: type[_Section], given: _Section | Mapping[str, Any] | None) 
     return given if isinstance(given, model) else model.model_validate(given or {})
 
 
+def _check_terms(job: StackJob) -> None:
+    """Raise ValueError for what would upset the driver, and with it every other job."""
+    name, priority, timeout_s = job.name, job.priority, job.timeout_s
+    fit = name is None or (
+        isinstance(name, str) and _NAME.fullmatch(name) and len(name.encode()) <= _NAME_BYTES
+    )
+    if not fit:
+        raise ValueError(
+            f"job name {name!r} must be fit for a file: text without a slash or a dot in front, "
+            f"{_NAME_BYTES} bytes at most"
+        )
+    if not isinstance(priority, int):
+        raise ValueError(f"priority is {priority!r}; it must be a whole number")
+    if timeout_s is not None and not (isinstance(timeout_s, int | float) and timeout_s > 0):
+        raise ValueError(f"timeout_s is {timeout_s!r}; it must be seconds above 0, or None")
+
+
 def _spec(step: Step) -> StepSpec:
     if isinstance(step, StepSpec):
         return step
@@ -290,7 +310,7 @@ def _spec(step: Step) -> StepSpec:
     if isinstance(step, Mapping):
         return step_spec(StepConfig.model_validate(step), Path.cwd())
     module, name = getattr(step, "__module__", None), getattr(step, "__qualname__", "")
-    if module in (None, "__main__") or "<" in name:
+    if module in (None, "__main__") or not name or "<" in name:
         raise ValueError(
             f"{step!r} can't be imported by a worker: put it into a module, and name it module:function"
         )

@@ -1,11 +1,12 @@
 """Which memory types work on which kind of device, asked where the devices are, and the plans that follow."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 from distributed import Worker
 
-from memcore import BackendUnavailableError, backend_of
+from memcore import BackendUnavailableError, MemoryType, backend_of
 from scheduler.core.model import DeviceKind, JobPlan
 from scheduler.execution.fleet import Fleet, WorkerProcess
 from scheduler.execution.jobs import Chain, Form
@@ -13,6 +14,10 @@ from scheduler.execution.plans import job_plans, step_types
 from scheduler.execution.runs_here import state_of
 from scheduler.steps.errors import StepError
 from scheduler.steps.resolve import StepSpec
+
+# A nanny's process takes this long to be back, at most, on a busy machine.
+RETURN_S = 20.0
+TURN_S = 0.1
 
 Usable = Mapping[DeviceKind, tuple[str, ...]]
 
@@ -74,7 +79,8 @@ class Planner:
 
     Notes
     -----
-    Thread-safe. Workers that come later have to have what the first of their kind had.
+    Thread-safe. What was planned for a chain and a form stays: jobs of one kind have equal plans. Workers
+    that come later have to have what the plans for their kind use.
     """
 
     def __init__(
@@ -83,9 +89,12 @@ class Planner:
         self._fleet = fleet
         self._expected = tuple(expected)
         self._remark = remark
+        # Kinds of device that have ever been there: one may just be away, as its process is replaced.
+        self._installed: dict[DeviceKind, frozenset[str]] = {}
         self._broken: dict[DeviceKind, dict[str, str]] = {}
         self._checked: set[tuple[str, str]] = set()
-        self._plans: dict[tuple[str, Form, tuple[DeviceKind, ...]], tuple[JobPlan, ...]] = {}
+        self._plans: dict[tuple[str, Form], tuple[JobPlan, ...]] = {}
+        self._needed: dict[DeviceKind, frozenset[str]] = {}
         self._lock = threading.Lock()
 
     def plans(self, chain: Chain, form: Form) -> tuple[JobPlan, ...]:
@@ -97,16 +106,25 @@ class Planner:
             No kind of device that is there can run the chain.
         """
         with self._lock:
-            processes = self._fleet.processes
-            kinds = tuple(sorted({process.hello.device.kind for process in processes}))
-            key = chain.digest, form, kinds
+            key = chain.digest, form
             if key not in self._plans:
-                self._plans[key] = self._working(chain, form, processes)
+                processes = self._fleet.processes
+                for process in processes:
+                    kind, installed = process.hello.device.kind, frozenset(process.hello.installed)
+                    self._installed[kind] = self._installed.get(kind, installed) & installed
+                plans = self._plans[key] = self._working(chain, form, processes)
+                for plan in plans:
+                    for kind in plan.device_kinds:
+                        self._needed[kind] = self.needed(kind).union(plan.memory_types)
             return self._plans[key]
+
+    def needed(self, kind: DeviceKind) -> frozenset[str]:
+        """The built-in memory types that plans for a kind of device use; never waits."""
+        return self._needed.get(kind, frozenset()).intersection(MemoryType)
 
     def _working(self, chain: Chain, form: Form, processes: tuple[WorkerProcess, ...]) -> tuple[JobPlan, ...]:
         while True:
-            usable = self._usable(chain, processes)
+            usable = self._usable(chain)
             problems = [problem for broken in self._broken.values() for problem in broken.values()]
             try:
                 plans = job_plans(chain.steps, *form, usable)
@@ -115,18 +133,16 @@ class Planner:
             if not self._check(chain, plans, processes, usable):
                 return plans
 
-    def _usable(self, chain: Chain, processes: tuple[WorkerProcess, ...]) -> Usable:
+    def _usable(self, chain: Chain) -> Usable:
         names = step_types(step.step for step in chain.steps)
-        known = {name for process in processes for name in process.hello.installed}
+        known = frozenset[str]().union(*self._installed.values())
         found: dict[DeviceKind, tuple[str, ...]] = {}
-        for process in processes:
-            kind = process.hello.device.kind
+        for kind in dict.fromkeys((*self._installed, *self._expected)):
+            installed = self._installed.get(kind, known)
             # A memory type that a step's own module registers comes with that module.
-            there = [name for name in names if name in process.hello.installed or name not in known]
-            fits = set(fitting(there, kind)) - self._broken.get(kind, {}).keys()
-            found[kind] = tuple(name for name in found.get(kind, names) if name in fits)
-        for kind in self._expected:
-            found.setdefault(kind, fitting([name for name in names if name in known], kind))
+            there = [name for name in names if name in installed or name not in known]
+            broken = self._broken.get(kind, {})
+            found[kind] = tuple(name for name in fitting(there, kind) if name not in broken)
         return found
 
     def _check(
@@ -159,10 +175,26 @@ class Planner:
         return found
 
     def _try(self, process: WorkerProcess, chain: Chain, names: list[str]) -> dict[str, str]:
-        try:
-            return dict(self._fleet.run_on(process, problems_here, self._fleet.topic, chain.specs, names))
-        except OSError as error:
-            what = " or ".join(names)
-            return dict.fromkeys(
-                names, f"the worker of {process.hello.device.name} died by using {what}: {error}"
-            )
+        """Why some of the memory types don't work in a process; one that died of them twice is believed."""
+        for attempt in (1, 2):
+            try:
+                return dict(self._fleet.run_on(process, problems_here, self._fleet.topic, chain.specs, names))
+            except OSError as error:
+                what = " or ".join(names)
+                problem = f"the worker of {process.hello.device.name} died by using {what}: {error}"
+                back = self._next_of(process) if attempt == 1 else None
+                if back is None:
+                    break
+                process = back
+        # Without a second opinion it may have been ended from outside: its attempts will tell.
+        return dict.fromkeys(names, problem) if attempt == 2 else {}
+
+    def _next_of(self, process: WorkerProcess) -> WorkerProcess | None:
+        """The process that takes another's place; None if none has come after a while."""
+        deadline = time.monotonic() + RETURN_S
+        while time.monotonic() < deadline and self._fleet.connected:
+            for other in self._fleet.processes_of(process.hello.device.uuid):
+                if other is not process:
+                    return other
+            time.sleep(TURN_S)
+        return None

@@ -1,6 +1,7 @@
 """What one worker process keeps for all its attempts: its device, its pools, its steps."""
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -26,6 +27,8 @@ from scheduler.host.reservations import Denial, Grant, Reservations
 from scheduler.host.timed import TimedProbe
 from scheduler.host.virtual import VirtualProbe
 from scheduler.steps.resolve import ResolvedStep, StepSpec
+
+_log = logging.getLogger(__name__)
 
 MEASURED_ATTEMPTS = 2
 REPORT_S = 0.1
@@ -149,6 +152,8 @@ class WorkerState:
         self._measured: Counter[str] = Counter()
         self._growth = Growth(max(GROWTH_BYTES, int(GROWTH_SHARE * host.total_bytes)))
         self._closing = threading.Event()
+        self._last_problem = ""
+        self._process = psutil.Process()
         self._reporter = threading.Thread(target=self._keep_reporting, name="stackyard-memory", daemon=True)
         self._reporter.start()
         self._watcher = PressureWatcher(self.pools, self._headroom(), {0: self._free_on_device})
@@ -197,9 +202,10 @@ class WorkerState:
     def step(self, spec: StepSpec) -> ResolvedStep:
         """The step behind a description, resolved once for each process."""
         with self._lock:
-            if spec not in self._steps:
-                self._steps[spec] = spec.resolve()
-            return self._steps[spec]
+            found = self._steps.get(spec)  # its hash is looked up once: it goes through all keywords
+            if found is None:
+                found = self._steps[spec] = spec.resolve()
+            return found
 
     @contextlib.contextmanager
     def reserved(
@@ -230,14 +236,15 @@ class WorkerState:
 
     def _reserve(self, what: str, needs: Mapping[str, int]) -> Grant:
         with self._accounting:
-            self._reported = self.held()
+            news = self._news()
             answer = self._reservations.reserve(
                 what,
                 needs,
                 read=self.read,
                 headroom={self.device.uuid: self.device.headroom_bytes},
-                held=self._reported,
+                held=news,
             )
+            self._reported |= news
         if isinstance(answer, Denial):
             raise RefusedError(answer)
         return answer
@@ -301,12 +308,19 @@ class WorkerState:
     def report_memory(self) -> None:
         """Tell the reservation table what this process holds now, if that is news."""
         with self._accounting:
-            for uuid, (held, reclaimable) in self.held().items():
-                told = self._reported.get(uuid)
-                still = NOTICEABLE_BYTES if uuid == self.host.uuid else 1
-                if told is None or abs(held - told[0]) >= still or abs(reclaimable - told[1]) >= still:
-                    self._reservations.measure(uuid, held, reclaimable)
-                    self._reported[uuid] = held, reclaimable
+            for uuid, figures in self._news().items():
+                self._reservations.measure(uuid, *figures)
+                self._reported[uuid] = figures
+
+    def _news(self) -> dict[str, tuple[int, int]]:
+        """What this process holds now where the reservation table doesn't know it; as `held`."""
+        news = {}
+        for uuid, figures in self.held().items():
+            told = self._reported.get(uuid)
+            still = NOTICEABLE_BYTES if uuid == self.host.uuid else 1
+            if told is None or any(abs(a - b) >= still for a, b in zip(figures, told, strict=True)):
+                news[uuid] = figures
+        return news
 
     def _keep_reporting(self) -> None:
         """What attempts allocate must not look like a stranger's for long, nor what has gone like ours.
@@ -316,25 +330,37 @@ class WorkerState:
         """
         shown: list[tuple[str | None, str | None, int]] = []
         while not self._closing.wait(REPORT_S):
-            self.report_memory()
-            leases = [lease for state in (self, *self._others()) for lease in state.pools.leases()]
-            held = [(lease.job, lease.step, lease.nbytes) for lease in leases]
-            if held != shown:
-                self._reservations.note_leases(leases)
-                shown = held
-            if self._on_tick is not None:
-                self._on_tick(time.monotonic())
+            # A full or busy table is over in a moment; without this thread the process would seem to be dead.
+            with self._logged("report its memory"):
+                self.report_memory()
+                leases = [lease for state in (self, *self._others()) for lease in state.pools.leases()]
+                held = [(lease.job, lease.step, lease.nbytes) for lease in leases]
+                if held != shown:
+                    self._reservations.note_leases(leases)
+                    shown = held
+            with self._logged("tell the driver that it lives"):
+                if self._on_tick is not None:
+                    self._on_tick(time.monotonic())
+
+    @contextlib.contextmanager
+    def _logged(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  tried again in a moment
+            if repr(error) != self._last_problem:
+                self._last_problem = repr(error)
+                _log.warning("this worker can't %s now: %r", what, error)
 
     def _others(self) -> "list[WorkerState]":
         """What other runs have here: the table knows one figure for each process."""
         return [state for state in states_here() if state is not self]
 
     def _idle_on_host(self) -> int:
-        return sum(state.pools.memory("cpu").idle for state in (self, *self._others()))
+        return sum(state.pools.idle_bytes("cpu") for state in (self, *self._others()))
 
     def held(self) -> dict[str, tuple[int, int]]:
         """(held, reclaimable) bytes of this process, by device."""
-        resident = psutil.Process().memory_info().rss
+        resident = self._process.memory_info().rss
         found = {self.host.uuid: (resident, min(resident, self._idle_on_host()))}
         if self.device.kind is DeviceKind.CUDA:
             memory = self.pools.memory(0)
@@ -370,7 +396,7 @@ class WorkerState:
         """
         if any(state.attempts.count for state in (self, *self._others())):
             return ""
-        resident = psutil.Process().memory_info().rss
+        resident = self._process.memory_info().rss
         return self._growth.look(max(0, resident - self._idle_on_host()))
 
     def measures(self, kind: str) -> bool:

@@ -205,7 +205,7 @@ class StackyardScheduler(SchedulerPlugin):  # type: ignore[misc]  # distributed'
     client
         The driver's, by its id: without it the plugins of its run go too.
     worker_plugin
-        The name of the run's plugin in the workers.
+        The name of the run's plugin in the workers and nannies.
     """
 
     idempotent: ClassVar[bool] = True
@@ -227,8 +227,12 @@ class StackyardScheduler(SchedulerPlugin):  # type: ignore[misc]  # distributed'
         """Called by Dask once a client is removed: by its own wish, or since its connection is lost."""
         if client == self.client:
             scheduler.remove_plugin(self.name)
-            tidying = scheduler.unregister_worker_plugin(None, self.worker_plugin)
-            self._tidying = asyncio.get_running_loop().create_task(tidying)
+            self._tidying = asyncio.get_running_loop().create_task(self._tidy(scheduler))
+
+    async def _tidy(self, scheduler: Scheduler) -> None:
+        await scheduler.unregister_worker_plugin(None, self.worker_plugin)
+        if self.worker_plugin in scheduler.nanny_plugins:
+            await scheduler.unregister_nanny_plugin(None, self.worker_plugin)
 
 
 def _is_removal(told: object) -> bool:

@@ -38,6 +38,9 @@ CREATE TABLE IF NOT EXISTS lease (
 );
 """
 
+_Row = tuple[int, int, int]
+"""A process as its rows name it: pid, started, namespace."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -148,7 +151,6 @@ class Reservations:
                 self._measure(connection, process, device, nbytes, reclaimable)
             trim: dict[str, int] = {}
             for device, need in needs.items():
-                self._reap(connection, device)
                 snapshot = read(device).with_processes(self._processes(connection, device))
                 room = (headroom or {}).get(device, 0)
                 if not snapshot.admits(need, room):
@@ -183,7 +185,6 @@ class Reservations:
     def processes(self, device: str) -> tuple[ProcessMemory, ...]:
         """Every living process that has reserved or holds something on a device."""
         with self._transaction() as connection:
-            self._reap(connection, device)
             return self._processes(connection, device)
 
     def snapshot(self, reading: Reading) -> DeviceSnapshot:
@@ -193,18 +194,21 @@ class Reservations:
     def snapshots(self, readings: Iterable[Reading]) -> list[DeviceSnapshot]:
         """The same for many devices in one transaction: that is what probing costs most."""
         with self._transaction() as connection:
-            self._reap(connection, None)
-            return [reading.with_processes(self._processes(connection, reading.uuid)) for reading in readings]
+            self._reap(connection)
+            return [
+                reading.with_processes(self._processes(connection, reading.uuid, reaped=True))
+                for reading in readings
+            ]
 
     def reap(self) -> int:
         """Remove the rows of dead processes on every device; how many reservations that were."""
         with self._transaction() as connection:
-            return self._reap(connection, None)
+            return self._reap(connection)
 
     def rows(self) -> list[ReservationRow]:
         """Every reservation of the living."""
         with self._transaction() as connection:
-            self._reap(connection, None)
+            self._reap(connection)
             found = connection.execute(
                 "SELECT device, pid, started, namespace, nbytes, job, run FROM reservation ORDER BY id"
             ).fetchall()
@@ -229,7 +233,7 @@ class Reservations:
     def leases(self) -> list[LeaseRow]:
         """What the pools of the living have lent, the longest held first."""
         with self._transaction() as connection:
-            self._reap(connection, None)
+            self._reap(connection)
             found = connection.execute(
                 "SELECT pid, what, device, nbytes, job, step, since FROM lease ORDER BY since"
             ).fetchall()
@@ -271,43 +275,48 @@ class Reservations:
             (device, process.pid, process.started, process.namespace, held, reclaimable, self.run),
         )
 
-    def _processes(self, connection: sqlite3.Connection, device: str) -> tuple[ProcessMemory, ...]:
-        found: dict[tuple[int, int, int], list[int]] = {}
-        runs: dict[tuple[int, int, int], str] = {}
-        for pid, started, namespace, run, nbytes in connection.execute(
-            "SELECT pid, started, namespace, run, SUM(nbytes) FROM reservation WHERE device = ?"
-            " GROUP BY pid, started, namespace",
-            (device,),
-        ):
-            found[pid, started, namespace] = [0, 0, nbytes]
-            runs[pid, started, namespace] = run
-        for pid, started, namespace, run, nbytes, reclaimable in connection.execute(
-            "SELECT pid, started, namespace, run, nbytes, reclaimable FROM held WHERE device = ?", (device,)
-        ):
-            figures = found.setdefault((pid, started, namespace), [0, 0, 0])
-            figures[0], figures[1] = nbytes, reclaimable
-            runs[pid, started, namespace] = run
+    def _processes(
+        self, connection: sqlite3.Connection, device: str, *, reaped: bool = False
+    ) -> tuple[ProcessMemory, ...]:
+        """The living processes on a device; what the dead left there is removed, unless it is `reaped`."""
+        found: dict[_Row, list[int]] = {}
+        runs: dict[_Row, str] = {}
+        rows = connection.execute(
+            "SELECT pid, started, namespace, run, 0, 0, SUM(nbytes) FROM reservation WHERE device = ?"
+            " GROUP BY pid, started, namespace"
+            " UNION ALL"
+            " SELECT pid, started, namespace, run, nbytes, reclaimable, 0 FROM held WHERE device = ?",
+            (device, device),
+        )
+        for pid, started, namespace, run, *figures in rows.fetchall():
+            row = pid, started, namespace
+            known = found.get(row)
+            found[row] = figures if known is None else [a + b for a, b in zip(known, figures, strict=True)]
+            runs[row] = run
+        for row in [] if reaped else [row for row in found if ProcessId(*row).is_dead()]:
+            self._bury(connection, row)
+            del found[row]
         return tuple(
-            ProcessMemory(key[0], held, reclaimable, reserved, ours=runs[key] == self.run)
-            for key, (held, reclaimable, reserved) in found.items()
+            ProcessMemory(row[0], held, reclaimable, reserved, ours=runs[row] == self.run)
+            for row, (held, reclaimable, reserved) in found.items()
         )
 
-    def _reap(self, connection: sqlite3.Connection, device: str | None) -> int:
-        where, values = ("", ()) if device is None else (" WHERE device = ?", (device,))
-        reaped = 0
+    def _reap(self, connection: sqlite3.Connection) -> int:
         rows = connection.execute(
-            f"SELECT pid, started, namespace FROM reservation{where}"
-            f" UNION SELECT pid, started, namespace FROM held{where}"
-            " UNION SELECT pid, started, namespace FROM lease",
-            (*values, *values),
+            "SELECT pid, started, namespace FROM reservation"
+            " UNION SELECT pid, started, namespace FROM held"
+            " UNION SELECT pid, started, namespace FROM lease"
         ).fetchall()
-        for row in rows:
-            if ProcessId(*row).is_dead():
-                gone = "pid = ? AND started = ? AND namespace = ?"
-                reaped += connection.execute(f"DELETE FROM reservation WHERE {gone}", row).rowcount
-                connection.execute(f"DELETE FROM held WHERE {gone}", row)
-                connection.execute(f"DELETE FROM lease WHERE {gone}", row)
-        return reaped
+        return sum(self._bury(connection, row) for row in rows if ProcessId(*row).is_dead())
+
+    @staticmethod
+    def _bury(connection: sqlite3.Connection, row: _Row) -> int:
+        """Remove what a dead process left; how many reservations that were."""
+        gone = "pid = ? AND started = ? AND namespace = ?"
+        buried = connection.execute(f"DELETE FROM reservation WHERE {gone}", row).rowcount
+        connection.execute(f"DELETE FROM held WHERE {gone}", row)
+        connection.execute(f"DELETE FROM lease WHERE {gone}", row)
+        return buried
 
 
 def _why_not(snapshot: DeviceSnapshot, need: int, headroom: int) -> str:

@@ -3,9 +3,18 @@
 import time
 from pathlib import Path
 
+from scheduler.execution.slurm_commands import SlurmError
+from scheduler.execution.slurm_driver import DriverJob, cancel_queued
 from scheduler.screens.exits import errors_as_messages
-from scheduler.screens.run_folder import CANCEL_FILE, RunFolderError, find_run, is_going_on, read_status
-from scheduler.screens.words import duration_text, path_text
+from scheduler.screens.run_folder import (
+    CANCEL_FILE,
+    RunFolderError,
+    driver_waited_for,
+    find_run,
+    is_going_on,
+    read_status,
+)
+from scheduler.screens.words import duration_text, path_text, printable
 
 SILENT_AFTER_S = 30.0
 
@@ -14,6 +23,10 @@ def cancel_command(path: Path, *, debug: bool) -> None:
     """Drop the file that the driver looks for; it stops as it does on Ctrl-C."""
     with errors_as_messages(debug=debug, unusable=(RunFolderError,)):
         run_dir = find_run(path)
+        job = driver_waited_for(run_dir)
+        if job is not None:
+            print(_cancel_queued(run_dir, job))
+            return
         status = read_status(run_dir)
         if not is_going_on(status):
             raise RunFolderError(f"the run in {path_text(run_dir)} has ended: {status.state}")
@@ -24,3 +37,25 @@ def cancel_command(path: Path, *, debug: bool) -> None:
         print(
             f"but there is no news of it for {duration_text(age_s)}: its driver may have ended without a word"
         )
+
+
+def _cancel_queued(run_dir: Path, job: DriverJob) -> str:
+    """Take the driver's job out of Slurm's queue, and say what came of it."""
+    run = f"the run in {path_text(run_dir)}"
+    # First, for a driver that begins just now.
+    (run_dir / CANCEL_FILE).touch()
+    try:
+        found = cancel_queued(job)
+    except SlurmError as error:
+        return (
+            f"{run} is to stop as soon as it begins: Slurm job {job.job_id} can't be cancelled here, "
+            f"{printable(str(error))}"
+        )
+    match found.state:
+        case "ended":
+            return f"cancelled Slurm job {job.job_id}; {run} had not begun"
+        case "starting":
+            return f"asked {run} to stop as soon as it begins: Slurm has just started job {job.job_id}"
+        case _:
+            why = f" ({printable(found.reason)})" if found.reason else ""
+            return f"asked Slurm to cancel job {job.job_id} of {run}; it is {found.state} still{why}"

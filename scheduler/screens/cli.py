@@ -59,6 +59,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what failed.")] = False,
     debug: Debug = False,
     tell_run: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    run_id: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run the jobs of a config file.
 
@@ -71,7 +72,15 @@ def run(
     from scheduler.screens.run_command import run_command
 
     raise typer.Exit(
-        run_command(config, overwrite=overwrite, as_json=as_json, quiet=quiet, debug=debug, tell=tell_run)
+        run_command(
+            config,
+            overwrite=overwrite,
+            as_json=as_json,
+            quiet=quiet,
+            debug=debug,
+            tell=tell_run,
+            run_id=run_id,
+        )
     )
 
 
@@ -84,7 +93,8 @@ def submit(
 ) -> None:
     """Run a config by a process of its own, which outlives the terminal, and print the run's folder.
 
-    `stackyard status` and `stackyard cancel` reach it from any shell.
+    With cluster.kind slurm it is a Slurm job, which may have to wait for its turn. `stackyard status` and
+    `stackyard cancel` reach it from any shell.
 
     Example: stackyard submit configs/quickstart.yaml
     """

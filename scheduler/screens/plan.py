@@ -33,7 +33,7 @@ def draw_forecast(forecast: Forecast) -> RenderableType:
     parts.append(Text.assemble(("Results  ", "bold"), results))
     for form in forecast.forms:
         parts += [Text(), _plans(form, several=len(forecast.forms) > 1), *_about_plans(form)]
-    parts += [Text(), _devices(forecast)]
+    parts += [Text(), *([_devices(forecast)] if forecast.devices else [])]
     parts += [Text(printable(note), style="yellow") for note in forecast.notes]
     virtual = [device.name for device, _ in forecast.devices if device.virtual]
     if virtual:
@@ -78,6 +78,7 @@ def forecast_json(forecast: Forecast) -> dict[str, Any]:
         ],
         "notes": list(forecast.notes),
         "expected_s": forecast.expected_s,
+        "slurm": dict(forecast.scripts) or None,
     }
 
 

@@ -34,16 +34,26 @@ class Runner(Protocol):
 
 
 def run_command(
-    path: Path, *, overwrite: bool, as_json: bool, quiet: bool, debug: bool, tell: Path | None = None
+    path: Path,
+    *,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    tell: Path | None = None,
+    run_id: str | None = None,
 ) -> int:
-    """Run the config at `path` and return the exit status; `submit` waits for the run's folder in `tell`."""
+    """Run the config at `path` and return the exit status.
+
+    `submit` waits for the run's folder in `tell`, or has given it the name `run_id`.
+    """
     with errors_as_messages(debug=debug, unusable=(ConfigError,)):
         config = load_config(path)
         check_steps(config)
     # Dask takes a second to import: a config that can't be used is refused before that.
     from scheduler.execution.run import run
 
-    runner = partial(run, config, overwrite=overwrite)
+    runner = partial(run, config, overwrite=overwrite, run_id=run_id)
     return carry_out(runner, config.output.path, as_json=as_json, quiet=quiet, debug=debug, tell=tell)
 
 
@@ -69,7 +79,8 @@ def carry_out(
         def show(status: RunStatus) -> None:
             nonlocal told
             progress.update(status)
-            if not told and tell is not None:
+            # Before there is a device nothing is under way, and it may end without having begun.
+            if not told and tell is not None and status.devices:
                 told = True
                 tell_run(tell, status.run_dir)
             if not stop.is_set() and Path(status.run_dir, CANCEL_FILE).exists():

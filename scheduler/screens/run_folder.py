@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.execution.journal import Journal
+from scheduler.execution.slurm_driver import JOB_FILE, DriverJob, read_driver_job
 from scheduler.execution.status import DeviceStatus, JobFailure, RunStatus, WaitingJob
 
 CANCEL_FILE = "cancel"
@@ -31,10 +32,28 @@ def find_run(path: Path) -> Path:
     for folder in (path / ".stackyard", path):
         runs = sorted((run for run in folder.glob("*") if _is_run(run)), key=lambda run: run.name)
         if runs:
-            return runs[-1]
+            # A run that was cancelled before it began is nobody's newest.
+            begun = [run for run in runs if not ((run / CANCEL_FILE).exists() and driver_waited_for(run))]
+            return (begun or runs)[-1]
     raise RunFolderError(
         f"no run in {path}: neither a run's folder, nor an output folder with .stackyard in it"
     )
+
+
+def driver_waited_for(run_dir: Path) -> DriverJob | None:
+    """The Slurm job of a driver that hasn't begun the run yet; None if it has, or is no Slurm job.
+
+    Raises
+    ------
+    RunFolderError
+        The file that names the job can't be read.
+    """
+    if (run_dir / "status.json").exists():
+        return None
+    try:
+        return read_driver_job(run_dir)
+    except ValueError as error:
+        raise RunFolderError(str(error)) from error
 
 
 def read_status(run_dir: Path) -> RunStatus:
@@ -54,6 +73,7 @@ def read_status(run_dir: Path) -> RunStatus:
                 "devices": tuple(DeviceStatus(**_tuples(device)) for device in record["devices"]),
                 "remarks": tuple(record.get("remarks", ())),
                 "waiting": tuple(WaitingJob(**job) for job in record["waiting"]),
+                "stuck": tuple(JobFailure(**job) for job in record.get("stuck", ())),
             }
         )
     except FileNotFoundError:
@@ -86,6 +106,8 @@ def read_results_folder(run_dir: Path) -> Path:
 @contextmanager
 def _journal(run_dir: Path) -> Iterator[Journal]:
     path = run_dir / "journal.sqlite"
+    if not path.exists() and (job := driver_waited_for(run_dir)):
+        raise RunFolderError(f"the run in {run_dir} hasn't begun: its driver is Slurm job {job.job_id}")
     try:
         journal = Journal.open_readonly(path)
         try:
@@ -97,7 +119,7 @@ def _journal(run_dir: Path) -> Iterator[Journal]:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "journal.sqlite").is_file()
+    return (path / "journal.sqlite").is_file() or (path / JOB_FILE).is_file()
 
 
 def _tuples(record: dict[str, Any]) -> dict[str, Any]:

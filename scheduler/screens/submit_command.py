@@ -1,4 +1,4 @@
-"""`stackyard submit`: the same run by a driver of its own, which outlives the terminal."""
+"""`stackyard submit`: the same run by a driver of its own, which outlives the terminal, or as a Slurm job."""
 
 import os
 import secrets
@@ -9,21 +9,30 @@ from pathlib import Path
 
 import typer
 
-from scheduler.config import ConfigError, load_config
-from scheduler.images.errors import OutputError
+from scheduler.config import ConfigError, RunConfig, load_config
+from scheduler.config.cluster import SlurmCluster
+from scheduler.execution.prepare import prepare
+from scheduler.execution.slurm_commands import SlurmError
+from scheduler.execution.slurm_driver import driver_command, submit_driver
+from scheduler.images.errors import InputError, OutputError
 from scheduler.images.outputs import check_output_folder
 from scheduler.screens.check import check_steps
 from scheduler.screens.exits import errors_as_messages, print_json
 from scheduler.screens.words import path_text, printable
+from scheduler.steps.errors import StepError
 
 POLL_S = 0.1
+UNUSABLE = (ConfigError, InputError, OutputError, StepError, SlurmError)
 
 
 def submit_command(path: Path, *, overwrite: bool, as_json: bool, debug: bool) -> None:
     """Start the config at `path` in a process of its own, and return as soon as its jobs are under way."""
-    with errors_as_messages(debug=debug, unusable=(ConfigError, OutputError)):
+    with errors_as_messages(debug=debug, unusable=UNUSABLE):
         config = load_config(path)
         check_steps(config)
+        if isinstance(config.cluster, SlurmCluster):
+            _submit_to_slurm(config, config.cluster, overwrite=overwrite, as_json=as_json, debug=debug)
+            return
         folder = check_output_folder(config.output.path) / ".stackyard"
         folder.mkdir(exist_ok=True)
         name = f"driver-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
@@ -45,6 +54,26 @@ def submit_command(path: Path, *, overwrite: bool, as_json: bool, debug: bool) -
     else:
         print(f"{path_text(run_dir)}: under way, process {driver.pid}; its words are in {path_text(log)}")
         print(f"stackyard status {path_text(run_dir)} tells how it stands, stackyard cancel stops it")
+
+
+def _submit_to_slurm(
+    config: RunConfig, cluster: SlurmCluster, *, overwrite: bool, as_json: bool, debug: bool
+) -> None:
+    """Submit the driver as a batch job, with all that can be found out now found out before."""
+    # It imports Dask, which takes a second.
+    from scheduler.execution.session import new_run_id
+
+    output = prepare(config, overwrite=overwrite).config.output.path
+    run_dir = output.absolute() / ".stackyard" / new_run_id()
+    assert config.config_file is not None
+    command = driver_command(config.config_file, run_dir, overwrite=overwrite, debug=debug)
+    job = submit_driver(cluster, config.devices, command, run_dir)
+    if as_json:
+        print_json({"run_dir": str(run_dir), "slurm_job": job.job_id, "log": job.log})
+        return
+    shown = path_text(run_dir)
+    print(f"{shown}: submitted to Slurm as job {job.job_id}; its words will be in {path_text(job.log)}")
+    print(f"stackyard status {shown} tells how it stands, stackyard cancel stops it")
 
 
 def tell_run(told: Path, run_dir: str) -> None:

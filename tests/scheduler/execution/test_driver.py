@@ -175,7 +175,7 @@ def test_a_worker_that_comes_back_late_gets_jobs_again() -> None:
 
 
 def test_without_any_worker_left_the_run_stops_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver_module, "ABSENCE_S", 0.0)
+    monkeypatch.setattr("scheduler.execution.crew.ABSENCE_S", 0.0)
     world = World(lambda future: world.driver.hear(Left(future.address)))
     world.join("w1")
     assert world.run(job("a"), job("b"), job("c")) == "stopped"
