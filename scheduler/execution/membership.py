@@ -6,6 +6,7 @@ import platform
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from distributed import Client
@@ -71,7 +72,7 @@ class Membership:
         self._client.unsubscribe_topic(self._topic)
         remove = [
             (self._client.unregister_worker_plugin, self._joining.name),
-            (self._client.unregister_nanny_plugin, self._joining.name),
+            (partial(self._client.unregister_worker_plugin, nanny=True), self._joining.name),
             (self._client.unregister_scheduler_plugin, self._watching.name),
         ]
         for unregister, name in remove:

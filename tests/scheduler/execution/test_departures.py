@@ -90,6 +90,10 @@ def test_sigterm_lets_the_attempt_end_and_nothing_new_begin(
     wait_until_begun(tmp_path, "n-0")
     program.send_signal(signal.SIGTERM)
     run.wait_for_reason("it is being closed" if nanny == ("--nanny",) else "asked to end by SIGTERM")
+    if nanny == ("--nanny",):
+        # By itself a nanny ends its process after eight seconds.
+        with pytest.raises(subprocess.TimeoutExpired):
+            program.wait(9)
     release(tmp_path, "n-0")
     program.wait(60)
     assert (ended(tmp_path, "n-0"), began(tmp_path, "n-1")) == (1, [])
