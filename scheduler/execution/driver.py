@@ -67,6 +67,7 @@ TakeSnapshots = Callable[[], Iterable[DeviceSnapshot]]
 TICK_S = 0.25
 SNAPSHOT_S = 0.15
 STOP_GRACE_S = 10.0
+LOST_ARRAY = "its worker has gone with its array"
 CONNECTION_LOST = "the connection to the Dask scheduler is lost"
 SILENCE_S = 30.0
 # A job that is sent back through no fault of its own so often doesn't get on here.
@@ -110,6 +111,7 @@ class _Attempt:
     placement: Placement
     future: Future
     returns_array: bool
+    done: bool = False
     cancelled_at: float | None = None
     reason: str = ""
 
@@ -401,6 +403,7 @@ class Driver:
         if report.disk_full and self.state == "running":
             self._hold_for_disk(report.disk_full)
         if isinstance(report.outcome, Done) and attempt.returns_array:
+            attempt.done = True
             self._fetcher.submit(self._fetch, key, report, attempt.future)
             return
         self._end(key, report.outcome, report)
@@ -418,7 +421,7 @@ class Driver:
     ) -> None:
         process = self._fleet.process_of(key)
         if error is not None and (process is None or process.left_at is not None):
-            self._end(key, WorkerDied("its worker has gone with its array", blame=False), report)
+            self._end(key, WorkerDied(LOST_ARRAY, blame=False), report)
         elif error is not None:
             reason = f"its array could not be fetched: {type(error).__name__}: {error}"
             self._end(key, Failed(reason), report)
@@ -518,6 +521,8 @@ class Driver:
             return
         if attempt.cancelled_at is not None:
             outcome: Outcome = Cancelled(attempt.reason)
+        elif attempt.done:
+            outcome = WorkerDied(LOST_ARRAY, blame=False)
         elif blame:
             outcome = WorkerDied()
         else:

@@ -13,7 +13,8 @@ from scheduler.core.events import Done, Outcome
 from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import Device, DeviceKind, DeviceSnapshot, Footprint, Job, JobPlan, Placement
 from scheduler.core.policy import Policy
-from scheduler.execution.driver import ClusterTerms, Driver, TakeSnapshots
+from scheduler.execution.crew import ClusterTerms
+from scheduler.execution.driver import Driver, TakeSnapshots
 from scheduler.execution.fleet import Fleet
 from scheduler.execution.messages import Ended, Hello, Readings
 from scheduler.execution.task import AttemptReport, AttemptTask, OutputTarget

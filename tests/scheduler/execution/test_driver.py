@@ -8,8 +8,9 @@ import pytest
 
 from scheduler.core.events import Cancelled, Done, Failed, OutOfMemory, Refused, TimedOut, WorkerDied
 from scheduler.core.model import Device, DeviceKind, DeviceSnapshot, Footprint, JobPlan
+from scheduler.execution import crew as crew_module
 from scheduler.execution import driver as driver_module
-from scheduler.execution.driver import ClusterTerms
+from scheduler.execution.crew import ClusterTerms
 from scheduler.execution.messages import Evicted, Hello, Leaving, Left, Pulse, Readings, Released
 from tests.scheduler.execution.fake_cluster import (
     CPU,
@@ -30,7 +31,8 @@ DEADLINE_S = 30.0
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a real cluster is given seconds for, is over at once here."""
     monkeypatch.setattr(driver_module, "TICK_S", 0.005)
-    monkeypatch.setattr(driver_module, "JUDGEMENT_S", 0.0)
+    for module in (driver_module, crew_module):
+        monkeypatch.setattr(module, "JUDGEMENT_S", 0.0)
 
 
 def nothing(_future: FakeFuture) -> None:
@@ -287,6 +289,17 @@ def test_a_task_that_we_have_cancelled_is_not_taken_for_a_dropped_one() -> None:
     assert world.record.outcomes["a"] == [Done()]
 
 
+def test_a_job_that_never_gets_on_is_given_up_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "MAX_REQUEUES", 3)
+    world = World(lambda future: future.drop("lost"))
+    world.join("w1")
+    assert world.run(job("a")) == "done"
+    assert world.record.finishes["a"] == (
+        "failed",
+        "given up after 3 attempts, the last one ended: Dask dropped its task (lost)",
+    )
+
+
 # workers that leave in order
 
 
@@ -349,8 +362,23 @@ def test_a_process_whose_memory_grows_is_replaced_once_it_is_empty() -> None:
     assert world.record.remarks == ["worker w1 is replaced: its memory keeps growing"]
 
 
-def test_a_process_without_a_nanny_is_let_go_instead() -> None:
+def test_a_process_that_nobody_would_replace_is_kept_though_it_grows() -> None:
     world = World(lambda future: world.end(future, retire="its memory keeps growing"))
+    world.join("w1", has_nanny=False)
+    assert world.run(job("a"), job("b")) == "done"
+    assert [future.address for future in world.futures] == ["w1", "w1"]
+    assert world.record.remarks == []
+
+
+def test_a_broken_process_is_let_go_even_without_a_nanny() -> None:
+    def work(future: FakeFuture) -> None:
+        if future.address == "w1":
+            world.end(future, WorkerDied("cupy is broken"), retire="cupy is broken")
+            world.join("w2", has_nanny=False)
+        else:
+            world.end(future)
+
+    world = World(work)
     world.join("w1", has_nanny=False)
     assert world.run(job("a")) == "done"
     assert world.client.ended.wait(DEADLINE_S)
@@ -558,16 +586,50 @@ def test_an_array_that_was_asked_for_comes_with_the_end_of_its_job() -> None:
     assert world.finishes["a"].array is array
 
 
-def test_an_array_that_is_lost_on_the_way_is_made_again_without_a_strike() -> None:
+def test_an_array_that_goes_with_its_worker_is_made_again_without_a_strike() -> None:
     def work(future: FakeFuture) -> None:
-        future.array = killed_worker() if len(world.futures) <= 3 else np.ones((1, 1, 1))
+        lost = len(world.futures) <= 3
+        future.array = killed_worker() if lost else np.ones((1, 1, 1))
         world.end(future)
+        if lost:
+            world.driver.hear(Left(future.address))
+            world.join(f"w{len(world.futures) + 1}")
 
     world = World(work, returns_array=True)
     world.join("w1")
     assert world.run(job("a")) == "done"
     assert world.finishes["a"].array is world.futures[3].array
+    gone = WorkerDied("its worker has gone with its array", blame=False)
+    assert world.record.outcomes["a"] == [gone, gone, gone, Done()]
     assert [future.task.output.overwrite for future in world.futures if future.task.output][1]
+
+
+def test_an_array_that_cannot_be_fetched_fails_its_job() -> None:
+    def work(future: FakeFuture) -> None:
+        future.array = MemoryError("too large for here")
+        world.end(future)
+
+    world = World(work, returns_array=True)
+    world.join("w1")
+    assert world.run(job("a")) == "done"
+    assert world.record.finishes["a"] == (
+        "failed",
+        "its array could not be fetched: MemoryError: too large for here",
+    )
+
+
+def test_an_array_that_lies_askew_in_its_message_comes_aligned() -> None:
+    askew = np.frombuffer(bytearray(4 * 6 + 1), np.float32, 6, offset=1).reshape(1, 2, 3)
+    assert not askew.flags.aligned
+
+    def work(future: FakeFuture) -> None:
+        future.array = askew
+        world.end(future)
+
+    world = World(work, returns_array=True)
+    world.join("w1")
+    assert world.run(job("a")) == "done"
+    assert world.finishes["a"].array.flags.aligned
 
 
 # a full disk, the probe, the connection
