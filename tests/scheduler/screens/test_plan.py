@@ -171,3 +171,53 @@ def test_what_cannot_be_run_cannot_be_planned(config: Path, old: str, new: str, 
     result = invoke(config)
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in result.stderr
+
+
+SLURM = "cluster: {kind: slurm, cores: 4, memory: 16GiB, account: lab7}\n"
+ADDRESS = "cluster: {kind: address, address: 'tcp://10.0.0.1:8786'}\n"
+
+
+def test_scripts_of_a_run_on_slurm(config: Path) -> None:
+    pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue")
+    config.write_text(CONFIG + SLURM)
+    scripts = json.loads(invoke(config, "--json").stdout)["slurm"]
+    assert list(scripts) == ["driver", "workers"]
+    assert "#SBATCH --job-name=stackyard-driver\n" in scripts["driver"]
+    assert f" run {config} --run-id RUN_FOLDER\n" in scripts["driver"]
+    assert "#SBATCH --cpus-per-task=4\n" in scripts["workers"]
+    assert "scheduler.execution.slurm_node" in scripts["workers"]
+    text = invoke(config).stdout
+    assert scripts["driver"] in text
+    assert scripts["workers"] in text
+
+
+def test_inside_an_allocation_workers_start_by_a_command(config: Path) -> None:
+    config.write_text(CONFIG + "cluster: {kind: slurm, inside: true, nodes: 3}\n")
+    scripts = json.loads(invoke(config, "--json").stdout)["slurm"]
+    assert "#SBATCH --nodes=3\n" in scripts["driver"]
+    assert scripts["workers"].startswith("srun --ntasks-per-node=1 ")
+
+
+@pytest.mark.parametrize("cluster", [SLURM, ADDRESS])
+def test_workers_of_a_cluster_decide(config: Path, cluster: str) -> None:
+    if cluster is SLURM:
+        pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue")
+    # A GPU that isn't here may be there.
+    config.write_text(CONFIG.replace("[numpy]", "[cupy, numpy]") + cluster + "devices: {gpus: [0, 7]}\n")
+    learn(config, cpu_seconds=10.0)
+    record = json.loads(invoke(config, "--json").stdout)
+    assert (record["devices"], record["expected_s"]) == ([], None)
+    (note,) = record["notes"]
+    assert note.startswith("the cluster's workers decide which of these plans are used")
+    kinds = {plan["name"] for plan in record["forms"][0]["plans"] if plan["blocks"] is None}
+    # No GPU was asked of Slurm; an address may have any.
+    assert kinds == ({"cpu:numpy"} if cluster is SLURM else {"cuda:cupy", "cpu:numpy"})
+    assert " ".join(note.split()) in " ".join(invoke(config).stdout.split())
+
+
+@pytest.mark.parametrize("cluster", [SLURM, ADDRESS])
+def test_virtual_gpus_are_not_on_a_cluster(config: Path, cluster: str) -> None:
+    config.write_text(CONFIG + cluster + "devices: {gpus: {virtual: [1GiB]}}\n")
+    result = invoke(config)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "virtual GPUs are there with cluster kind local only" in result.stderr
