@@ -329,3 +329,10 @@ def test_importing_pools_loads_no_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_idle_bytes_are_those_of_the_devices_pools(pools: PoolSet) -> None:
+    with pools.pool("numpy", "cpu").acquire(1000, "uint8"):
+        pass
+    assert pools.idle_bytes("cpu") == pools.memory("cpu").idle >= 1000
+    assert pools.idle_bytes(0) == 0

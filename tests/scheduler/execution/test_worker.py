@@ -67,6 +67,18 @@ def test_a_worker_that_waits_for_work_says_when_its_memory_is_back(
     until(lambda: mine(table, HOST).held_bytes < held - 200 * MIB)
 
 
+def test_a_reservation_is_judged_by_what_the_process_holds_now(
+    make_worker: Callable[[Device], WorkerState], table: Reservations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.execution.worker.REPORT_S", 3600.0)
+    worker = make_worker(HOST)
+    worker.report_memory()
+    before = mine(table, HOST).held_bytes
+    grown = np.ones(64 * MIB, np.uint8)
+    with worker.reserved("j", device_bytes=0, host_bytes=1):
+        assert mine(table, HOST).held_bytes >= before + grown.nbytes // 2
+
+
 def test_charges_of_two_threads_add_up_in_the_table(
     make_worker: Callable[[Device], WorkerState], table: Reservations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
