@@ -89,8 +89,11 @@ def run_attempt(
     if isinstance(outcome, Failed) and not course.disk_full:
         broken = _why_broken(state, task)
         if broken:
-            # What a process can't be rid of, such as an illegal address on a GPU, fails all that comes after.
-            outcome, retire = WorkerDied(f"{broken}, after: {outcome.error}"), broken
+            # What a process can't be rid of, such as an illegal address on a GPU, fails all that comes after:
+            # nothing more begins here, and those that were beside it aren't to blame.
+            blame = not state.attempts.leaving
+            state.attempts.leave(broken)
+            outcome, retire = WorkerDied(f"{broken}, after: {outcome.error}", blame=blame), broken
     report = AttemptReport(
         outcome,
         os.getpid(),

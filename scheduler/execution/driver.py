@@ -70,8 +70,14 @@ STOP_GRACE_S = 10.0
 LOST_ARRAY = "its worker has gone with its array"
 CONNECTION_LOST = "the connection to the Dask scheduler is lost"
 SILENCE_S = 30.0
+TABLE_HELD_S = 10.0
 # A job that is sent back through no fault of its own so often doesn't get on here.
 MAX_REQUEUES = 32
+
+
+def nobody() -> int | None:
+    """No process holds the table, or none is known to."""
+    return None
 
 
 class OnFinished(Protocol):
@@ -147,6 +153,7 @@ class Driver:
         on_finished: OnFinished,
         take_snapshots: TakeSnapshots | None,
         needed: Callable[[DeviceKind], frozenset[str]] = lambda _: frozenset(),
+        table_holder: Callable[[], int | None],
         terms: ClusterTerms,
     ) -> None:
         self._fleet = fleet
@@ -156,6 +163,8 @@ class Driver:
         self._on_finished = on_finished
         self._take_snapshots = take_snapshots
         self.crew = Crew(fleet, record, terms, self._feed, self._end_with_worker, needed)
+        self._table_holder = table_holder
+        self._probing_since: float | None = None
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._attempts: dict[AttemptKey, _Attempt] = {}
         self._last: dict[str, tuple[Placement, AttemptReport | None, Any]] = {}
@@ -256,6 +265,7 @@ class Driver:
         for key, elapsed in self._watchdog.silent(now):
             self._feed(AttemptBegan(now, *key, elapsed))
         self._look_after_cancelled(now)
+        self._look_after_table(now)
         self._give_up_on_absent(now)
         stuck = self._watchdog.stuck(now)
         self._record.moment(self.state, self._dispatcher, now, stuck=stuck)
@@ -299,6 +309,7 @@ class Driver:
             return
         answered = time.monotonic()
         while not quit_probing.is_set():
+            self._probing_since = time.monotonic()
             try:
                 for snapshot in self._take_snapshots():
                     self._inbox.put(SnapshotTaken(time.monotonic(), snapshot))
@@ -308,6 +319,7 @@ class Driver:
                 if time.monotonic() - answered > SILENCE_S:
                     self._inbox.put(error)
                     return
+            self._probing_since = None
             quit_probing.wait(SNAPSHOT_S)
 
     def _feed(self, event: Event) -> None:
@@ -482,6 +494,26 @@ class Driver:
         for key, attempt in list(self._attempts.items()):
             if attempt.cancelled_at is not None and now - attempt.cancelled_at > STOP_GRACE_S:
                 self._end_with_restart(key, Cancelled(attempt.reason), attempt.reason)
+
+    def _look_after_table(self, now: float) -> None:
+        """A step that keeps Python's lock may stop its process in the middle of a look at the table.
+
+        Then nobody on this host, of this run or another, can reserve anything before that process has ended.
+        """
+        since = self._probing_since
+        if since is None or now - since < TABLE_HELD_S:
+            return
+        pid = self._table_holder()
+        process = next((each for each in self._fleet.processes if each.hello.pid == pid), None)
+        if process is None or process.ended_by_us:
+            return
+        held = f"has kept the reservation table for {now - since:.0f} s"
+        reason = f"its worker process, held up by a step, {held}"
+        self._record.remark(f"worker {process.hello.name} is replaced: {reason}")
+        self._fleet.restart(process)
+        self.crew.devices_changed(reason)
+        for key in list(process.in_flight):
+            self._end(key, WorkerDied(reason), None)
 
     def _end_with_restart(self, key: AttemptKey, outcome: Outcome, reason: str) -> None:
         process = self._fleet.process_of(key)

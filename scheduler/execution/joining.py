@@ -47,7 +47,7 @@ class JoinRun(WorkerPlugin):  # type: ignore[misc]  # distributed's types are no
 
 
 class PatientNanny(NannyPlugin):  # type: ignore[misc]  # as above
-    """Has a nanny that is being closed give its worker `drain_s` seconds for its attempts; Dask has 4 to 8."""
+    """Has a nanny that is being closed give its worker `drain_s` seconds, where Dask has 4 to 8."""
 
     def __init__(self, name: str, drain_s: float) -> None:
         self.name = name

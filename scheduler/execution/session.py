@@ -20,7 +20,7 @@ from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import DeviceKind, Placement
 from scheduler.core.policy import Pin, Policy
 from scheduler.execution.crew import ClusterTerms
-from scheduler.execution.driver import STOP_GRACE_S, Driver, TakeSnapshots
+from scheduler.execution.driver import STOP_GRACE_S, Driver, TakeSnapshots, nobody
 from scheduler.execution.errors import ClusterError
 from scheduler.execution.fleet import Fleet
 from scheduler.execution.jobs import JobRequest, dispatcher_job
@@ -117,6 +117,8 @@ class Session:
         Reads every device's memory, where the driver can; None where the workers send their readings.
     pins
         What an earlier part of a reproducible run has fixed.
+    table_holder
+        Which process holds the lock of this host's reservation table.
 
     Raises
     ------
@@ -138,6 +140,7 @@ class Session:
         terms: ClusterTerms,
         take_snapshots: TakeSnapshots | None = None,
         pins: Mapping[str, Pin] | None = None,
+        table_holder: Callable[[], int | None] = nobody,
     ) -> None:
         self.record = record
         self.error: BaseException | None = None
@@ -164,6 +167,7 @@ class Session:
             on_finished=self._finished,
             take_snapshots=take_snapshots,
             needed=self._planner.needed,
+            table_holder=table_holder,
             terms=terms,
         )
         self._membership = Membership(client, topic, settings, self._driver.hear)

@@ -20,6 +20,7 @@ from scheduler.core.model import DeviceSnapshot
 from scheduler.core.policy import OnPressure, Pin, Policy
 from scheduler.execution.crew import ClusterTerms
 from scheduler.execution.devices import virtual_tag
+from scheduler.execution.driver import nobody
 from scheduler.execution.errors import ClusterError
 from scheduler.execution.jobs import Chain, JobRequest
 from scheduler.execution.prepare import step_spec
@@ -130,6 +131,7 @@ class StackScheduler(Session):
         _expected: Callable[[], bool] = lambda: True,
         _pins: Mapping[str, Pin] | None = None,
     ) -> None:
+        _check_client(client)
         device_section = _section(DevicesConfig, devices)
         memory_section = _section(MemoryConfig, memory)
         self._jobs = _section(JobsConfig, jobs)
@@ -158,6 +160,7 @@ class StackScheduler(Session):
             terms=ClusterTerms(elastic=_own is None, drain_s=0.0 if _own else DRAIN_S, expected=_expected),
             take_snapshots=_own.snapshots if _own is not None else None,
             pins=_pins,
+            table_holder=_own.reservations.holder if _own is not None else nobody,
         )
 
     @property
@@ -208,6 +211,13 @@ class StackScheduler(Session):
         self.summary = self.sum_up()
         if self._own is None:
             self.disconnect()
+        self._remove_folder()
+
+    def _end_at_once(self, reason: str) -> None:
+        super()._end_at_once(reason)
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -279,6 +289,13 @@ def _settings(
         drain_s=DRAIN_S,
         versions=tuple(versions().items()),
     )
+
+
+def _check_client(client: Client) -> None:
+    if client.status != "running":
+        raise ClusterError(f"the Dask client isn't connected: it is {client.status}")
+    if client.asynchronous:
+        raise ClusterError("the Dask client is an asynchronous one: take one made outside of coroutines")
 
 
 def _section(model: type[_Section], given: _Section | Mapping[str, Any] | None) -> _Section:

@@ -239,6 +239,10 @@ class Reservations:
             ).fetchall()
         return [LeaseRow(*row) for row in found]
 
+    def holder(self) -> int | None:
+        """The process that has the table to itself now, by its id; None if there is none, or none is known."""
+        return self._file.holder()
+
     def close(self) -> None:
         """Close the file; this process's reservations stay until they are released or it ends."""
         with self._lock:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
 NAME = "reservations.sqlite"
+LOCKS = Path("/proc/locks")
 
 
 def default_path() -> Path:
@@ -71,6 +72,20 @@ class TableFile:
             yield
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def holder(self) -> int | None:
+        """The process that holds the lock, by its id; None if nobody does, or the kernel doesn't tell."""
+        try:
+            locks = LOCKS.read_text().splitlines()
+        except OSError:  # not Linux
+            return None
+        inode = os.fstat(self._fd).st_ino
+        for line in locks:
+            # "1: FLOCK  ADVISORY  WRITE 4511 00:1b:15 0 EOF"; who waits has "->" after the number (proc(5))
+            words = line.split()
+            if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(inode):
+                return int(words[4])
+        return None
 
     def close(self) -> None:
         """Let go of the lock file."""

@@ -14,7 +14,7 @@ from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import Device, DeviceKind, DeviceSnapshot, Footprint, Job, JobPlan, Placement
 from scheduler.core.policy import Policy
 from scheduler.execution.crew import ClusterTerms
-from scheduler.execution.driver import Driver, TakeSnapshots
+from scheduler.execution.driver import Driver, TakeSnapshots, nobody
 from scheduler.execution.fleet import Fleet
 from scheduler.execution.messages import Ended, Hello, Readings
 from scheduler.execution.task import AttemptReport, AttemptTask, OutputTarget
@@ -160,6 +160,7 @@ class World:
     take_snapshots: TakeSnapshots | None = None
     returns_array: bool = False
     max_failures: int = 10
+    table_holder: Callable[[], int | None] = nobody
 
     def __post_init__(self) -> None:
         client = self.client = FakeClient(self.work)
@@ -178,6 +179,7 @@ class World:
             on_finished=self._finished,
             take_snapshots=self.take_snapshots,
             terms=self.terms,
+            table_holder=self.table_holder,
         )
 
     @property

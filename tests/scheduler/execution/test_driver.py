@@ -1,5 +1,6 @@
 """The driver against a cluster whose workers do what a test says."""
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -782,3 +783,32 @@ def test_what_a_worker_lacks_is_remarked_with_its_name() -> None:
     world.driver.hear(Hello("w2", "w2", 2, CPU, CPU, 1, True, problems=("it has another Python",)))
     assert world.run(job("a")) == "done"
     assert world.record.remarks == ["worker w2: it has another Python"]
+
+
+def test_a_worker_that_is_held_up_with_the_table_in_hand_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "TABLE_HELD_S", 0.0)
+    free = threading.Event()
+
+    def look() -> list[DeviceSnapshot]:
+        assert free.wait(DEADLINE_S)
+        return []
+
+    def work(future: FakeFuture) -> None:
+        if len(world.futures) > 1:
+            free.set()
+            world.end(future)
+
+    world = World(work, take_snapshots=look, table_holder=lambda: None if free.is_set() else 1)
+    world.join("w1")
+
+    def replace_it(_state: str) -> None:
+        if world.client.restarted == ["w1"] and len(world.futures) == 1:
+            world.driver.hear(Left("w1", expected=False))
+            world.join("w2")
+
+    world.record.on_moment = replace_it
+    assert world.run(job("a")) == "done"
+    (died, done) = world.record.outcomes["a"]
+    assert isinstance(died, WorkerDied)
+    assert "has kept the reservation table" in died.reason
+    assert isinstance(done, Done)
