@@ -240,7 +240,7 @@ class Reservations:
         return [LeaseRow(*row) for row in found]
 
     def holder(self) -> int | None:
-        """The process that has the table to itself now, by its id; None if there is none, or none is known."""
+        """The process that has the table to itself now, by its id; None if there is none that is known."""
         return self._file.holder()
 
     def close(self) -> None:

@@ -151,5 +151,5 @@ def test_a_chain_that_nothing_here_can_run_names_the_step() -> None:
 
 def test_a_chain_that_refuses_the_dtype_cannot_run_and_says_what_to_do() -> None:
     steps = [resolve_step("gaussian", with_={"sigma": 1.0})]
-    with pytest.raises(StepError, match="on bool .*gaussian takes uint8.*convert_dtype"):
+    with pytest.raises(StepError, match=r"on bool .*gaussian takes uint8.*convert_dtype"):
         job_plans(steps, (3, 5, 7), "bool", NUMPY_ONLY)
