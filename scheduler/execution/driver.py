@@ -1,5 +1,6 @@
 """The driver: feeds events to the dispatcher and carries out its instructions on a Dask cluster."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -95,14 +96,6 @@ class OnFinished(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _FutureDone:
-    """A Dask future is done: its attempt's end is told by a message, unless it never ran."""
-
-    key: AttemptKey
-    future: Future
-
-
-@dataclass(frozen=True, slots=True)
 class _Fetched:
     """The array of an attempt is here, or the error for which it isn't."""
 
@@ -118,6 +111,7 @@ class _Attempt:
     future: Future
     returns_array: bool
     done: bool = False
+    killed: bool = False
     cancelled_at: float | None = None
     reason: str = ""
 
@@ -175,6 +169,8 @@ class Driver:
         self._deadline: float | None = None
         self._closing = False
         self._lost = False
+        self._ticked_at = float("-inf")
+        self._stuck: dict[str, str] = {}
         self._requeues: Counter[str] = Counter()
         self.end_reason = ""
         self.state = "running"
@@ -253,24 +249,30 @@ class Driver:
 
     def _turn(self) -> None:
         """Take in what has happened since the last turn, at most a tick ago."""
-        try:
+        with contextlib.suppress(queue.Empty):
             self._take(self._inbox.get(timeout=JUDGEMENT_S if self.crew.gone else TICK_S))
             while True:
                 self._take(self._inbox.get_nowait())
-        except queue.Empty:
-            self._feed(Tick(time.monotonic()))
         now = time.monotonic()
-        self._look_after_cluster()
         self.crew.judge(now)
+        if now - self._ticked_at >= TICK_S:
+            self._ticked_at = now
+            self._tick(now)
+        self._record.moment(self.state, self._dispatcher, now, stuck=self._stuck)
+        if self._record.no_room and self.state == "running":
+            self._hold_for_disk(self._record.no_room)
+
+    def _tick(self, now: float) -> None:
+        """Look after what no message tells of."""
+        self._feed(Tick(now))
+        self._look_after_cluster()
         for key, elapsed in self._watchdog.silent(now):
             self._feed(AttemptBegan(now, *key, elapsed))
+        self._look_after_tasks()
         self._look_after_cancelled(now)
         self._look_after_table(now)
         self._give_up_on_absent(now)
-        stuck = self._watchdog.stuck(now)
-        self._record.moment(self.state, self._dispatcher, now, stuck=stuck)
-        if self._record.no_room and self.state == "running":
-            self._hold_for_disk(self._record.no_room)
+        self._stuck = self._watchdog.stuck(now)
 
     def _take(self, item: Any) -> None:
         match item:
@@ -282,8 +284,6 @@ class Driver:
                 self._ended((job_id, number), report)
             case Released(job_id=job_id, number=number):
                 self._feed(DeviceReleased(time.monotonic(), job_id, number))
-            case _FutureDone(key=key, future=future):
-                self._future_done(key, future)
             case Pulse():
                 self._pulse(item)
             case Readings(snapshots=snapshots):
@@ -380,30 +380,33 @@ class Driver:
             # The worker may have died after its output was in place and before that was told.
             task = replace(task, output=replace(task.output, overwrite=True))
         future = self._fleet.submit_attempt(task, device=placement.device)
-        if future is None:
-            # The dispatcher is about to hear that the device's last process has gone.
-            gone = WorkerDied("its worker process has gone", blame=False)
-            self._inbox.put(lambda: self._conclude(placement, gone, None))
+        if isinstance(future, Outcome):
+            self._inbox.put(partial(self._conclude, placement, future, None))
             return
         self._attempts[key] = _Attempt(placement, future, task.returns_array)
         process = self._fleet.process_of(key)
         assert process is not None
         self._watchdog.submitted(key, process.address, time.monotonic())
-        future.add_done_callback(lambda done: self._inbox.put(_FutureDone(key, done)))
 
-    def _future_done(self, key: AttemptKey, future: Future) -> None:
-        """The report tells how an attempt ended; this is for a task that could not even be run."""
-        attempt = self._attempts.get(key)
-        if attempt is None or attempt.future is not future or attempt.cancelled_at is not None:
-            return
-        if future.status in ("cancelled", "lost") and self._fleet.connected:
-            self._end(key, WorkerDied(f"Dask dropped its task ({future.status})", blame=False), None)
-        if future.status != "error":
-            return
-        error = future.exception()
-        if not isinstance(error, KilledWorker):  # its worker's end is told by the scheduler's plugin
-            reason = f"the worker can't run the attempt: {type(error).__name__}: {error}"
-            self._end(key, Failed(reason), None)
+    def _look_after_tasks(self) -> None:
+        """The report tells how an attempt ended; this is for tasks that could not even be run.
+
+        A callback for each task would take a thread's turn at the end of every attempt.
+        """
+        for key, attempt in list(self._attempts.items()):
+            future = attempt.future
+            if future.status in ("pending", "finished") or attempt.cancelled_at is not None or attempt.killed:
+                continue
+            if future.status != "error":
+                if self._fleet.connected:
+                    dropped = f"Dask dropped its task ({future.status})"
+                    self._end(key, WorkerDied(dropped, blame=False), None)
+                continue
+            error = future.exception()
+            attempt.killed = isinstance(error, KilledWorker)
+            if not attempt.killed:  # a worker's end is told by the scheduler's plugin
+                reason = f"the worker can't run the attempt: {type(error).__name__}: {error}"
+                self._end(key, Failed(reason), None)
 
     def _ended(self, key: AttemptKey, report: AttemptReport) -> None:
         attempt = self._attempts.get(key)

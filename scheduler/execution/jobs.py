@@ -39,7 +39,7 @@ class Chain:
         return hashlib.sha256(json.dumps(chain, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class JobRequest:
     """One stack to be processed: by which steps, where the result goes, and on what terms."""
 
@@ -51,7 +51,7 @@ class JobRequest:
     priority: int = 0
     timeout_s: float | None = None
 
-    @property
+    @cached_property
     def form(self) -> Form:
         """Shape and dtype of the stack that goes in."""
         if isinstance(self.source, StackSource) and self.source.problem:
@@ -59,13 +59,13 @@ class JobRequest:
         z, y, x = self.source.shape
         return (z, y, x), str(self.source.dtype)
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """What jobs of equal plans and footprints have in common."""
         shape, _ = self.form
         return f"{self.family}:{'x'.join(map(str, shape))}"
 
-    @property
+    @cached_property
     def family(self) -> str:
         """What jobs have in common that learn from one another: chain, parameters and dtype."""
         return f"{self.chain.digest}:{self.form[1]}"
