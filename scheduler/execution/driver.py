@@ -381,7 +381,8 @@ class Driver:
             task = replace(task, output=replace(task.output, overwrite=True))
         future = self._fleet.submit_attempt(task, device=placement.device)
         if isinstance(future, Outcome):
-            self._inbox.put(partial(self._conclude, placement, future, None))
+            why_not = future
+            self._inbox.put(lambda: self._conclude(placement, why_not, None))
             return
         self._attempts[key] = _Attempt(placement, future, task.returns_array)
         process = self._fleet.process_of(key)

@@ -10,7 +10,8 @@ from typing import Any
 import dask
 from distributed import Client, Future, Scheduler
 
-from scheduler.core.model import Device, DeviceKind
+from scheduler.core.events import Outcome, OutOfMemory, Refused, WorkerDied
+from scheduler.core.model import Device, DeviceKind, gib
 from scheduler.execution.attempt import run_and_tell
 from scheduler.execution.messages import Hello
 from scheduler.execution.task import AttemptTask
@@ -45,6 +46,7 @@ class WorkerProcess:
 
     hello: Hello
     in_flight: dict[AttemptKey, Future] = field(default_factory=dict)
+    host_bytes: dict[AttemptKey, int] = field(default_factory=dict)
     leaving: str = ""
     retired: bool = False
     let_go: bool = False
@@ -56,6 +58,10 @@ class WorkerProcess:
     def address(self) -> str:
         """Its Dask address; a process that takes its place has another one."""
         return self.hello.address
+
+    def holds(self, nbytes: int) -> bool:
+        """True if it may take that much host memory in all."""
+        return not 0 < self.hello.process_bytes < nbytes
 
     @property
     def usable(self) -> bool:
@@ -139,12 +145,11 @@ class Fleet:
                 slots[hello.device.uuid] = slots.get(hello.device.uuid, 0) + hello.slots
         return {uuid: _with_slots(device, slots.get(uuid, 0)) for uuid, device in found.items()}
 
-    def submit_attempt(self, task: AttemptTask, *, device: str) -> Future | None:
-        """Run an attempt on the process of the device that has the least to do; None if there is none."""
-        processes = self.processes_of(device)
-        if not processes:
-            return None
-        process = min(processes, key=lambda process: len(process.in_flight) / process.hello.slots)
+    def submit_attempt(self, task: AttemptTask, *, device: str) -> Future | Outcome:
+        """Run an attempt on the process of the device that has the least to do; if there is none, say why."""
+        process = self._choose(device, task.host_bytes)
+        if not isinstance(process, WorkerProcess):
+            return process
         with contextlib.ExitStack() as quietly:
             if not isinstance(task.source, StackSource) and task.source.nbytes >= LARGE_BYTES:
                 # An array is sent with its attempt, and again with the next one: that is meant.
@@ -163,8 +168,27 @@ class Fleet:
             )
         key = task.job_id, task.number
         process.in_flight[key] = future
+        process.host_bytes[key] = task.host_bytes
         self._where[key] = process
         return future
+
+    def _choose(self, device: str, nbytes: int) -> WorkerProcess | Outcome:
+        processes = self.processes_of(device)
+        if not processes:
+            # The dispatcher is about to hear that the device's last process has gone.
+            return WorkerDied("its worker process has gone", blame=False)
+        able = [process for process in processes if process.holds(nbytes)]
+        if not able:
+            most = max(process.hello.process_bytes for process in processes)
+            error = (
+                f"it needs {gib(nbytes)} of host memory, and no worker process there may take more than "
+                f"{gib(most)}; start them with a larger --memory-limit"
+            )
+            return OutOfMemory(on_host=True, error=error)
+        free = [process for process in able if process.holds(sum(process.host_bytes.values()) + nbytes)]
+        if not free:
+            return Refused(f"no worker process has {gib(nbytes)} of its memory limit left")
+        return min(free, key=lambda process: len(process.in_flight) / process.hello.slots)
 
     def cancel(self, key: AttemptKey) -> None:
         """Ask for an attempt to end: it isn't begun, or stops before its next step; a message tells which."""
@@ -177,7 +201,7 @@ class Fleet:
         """An attempt is over: its process has one less to do."""
         process = self._where.pop(key, None)
         if process is not None:
-            del process.in_flight[key]
+            del process.in_flight[key], process.host_bytes[key]
 
     def process_of(self, key: AttemptKey) -> WorkerProcess | None:
         """The process that an attempt is in."""
@@ -236,9 +260,9 @@ class Fleet:
         """Do what takes seconds, which nobody else should have to wait."""
 
         def run() -> None:
-            # The run may be over, and its cluster closed, before that is done; or the process has gone by
-            # itself, which is a KeyError (distributed 2026.8).
-            with contextlib.suppress(OSError, KeyError):
+            # The run may be over, and its cluster closed, before that is done, which is a RuntimeError where a
+            # connection was about to be made; or the process has gone by itself, a KeyError (distributed 2026.8).
+            with contextlib.suppress(OSError, KeyError, RuntimeError):
                 do(*arguments)
 
         thread = threading.Thread(target=run, name="stackyard-aside", daemon=True)

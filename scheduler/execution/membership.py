@@ -14,7 +14,7 @@ from distributed import Client
 from scheduler.execution.errors import ClusterError
 from scheduler.execution.joining import JoinRun, PatientNanny
 from scheduler.execution.messages import Message, heard
-from scheduler.execution.worker import WorkerSettings
+from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.worker_plugin import StackyardScheduler, StackyardWorker
 
 LISTEN_S = 0.05

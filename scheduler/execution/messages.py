@@ -21,6 +21,8 @@ class Hello:
         The device that it serves, and the CPU device that stands for its host's memory.
     slots
         How many attempts this process computes at one time.
+    process_bytes
+        How much host memory its attempts may take before its nanny ends it; 0 is no limit but the host's.
     has_nanny
         A new process takes its place if it ends.
     installed
@@ -38,6 +40,7 @@ class Hello:
     has_nanny: bool
     installed: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    process_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

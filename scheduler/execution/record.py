@@ -57,6 +57,8 @@ class JournalRecord:
     ----------
     status
         The last moment that was shown; any thread may read it.
+    hint
+        Shown as a remark while it is set; no part of the run's account.
     no_room
         What could not be written since a disk is full; "" while everything could. What was not written is
         found out again by `resume`.
@@ -76,7 +78,7 @@ class JournalRecord:
         self._last_event = ""
         # Without repetition, in order.
         self._remarks: dict[str, None] = {}
-        self._hint = ""
+        self.hint = ""
         self._last_reason: dict[str, str] = {}
         self._shown_at = self._written_at = self._memory_at = self._committed_at = float("-inf")
         self._began = time.monotonic()
@@ -153,10 +155,6 @@ class JournalRecord:
     def remark(self, text: str) -> None:
         """Show `text` for as long as the run goes on, and in its account."""
         self._remarks[text] = None
-
-    def hint(self, text: str) -> None:
-        """Show `text` until another one, or "", takes its place; it isn't in the run's account."""
-        self._hint = text
 
     def decided(self, job_id: str, decision: Decision) -> None:
         """Write a decision down, unless it repeats the last one about this job word by word."""
@@ -345,7 +343,7 @@ class JournalRecord:
             waiting=tuple(WaitingJob(job.job_id, job.reason, now - job.since) for job in waiting),
             stuck=tuple(JobFailure(job, reason) for job, reason in stuck.items()),
             last_event=self._last_event,
-            remarks=(*self._remarks, *filter(None, [self._hint])),
+            remarks=tuple(filter(None, (*self._remarks, self.hint))),
         )
 
     def _write_memory(self, devices: Sequence[DeviceView]) -> None:

@@ -26,15 +26,16 @@ from scheduler.execution.fleet import Fleet
 from scheduler.execution.jobs import JobRequest, dispatcher_job
 from scheduler.execution.membership import Membership
 from scheduler.execution.record import JournalRecord
+from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.status import RunStatus, RunSummary
 from scheduler.execution.task import AttemptReport, AttemptTask
 from scheduler.execution.usable import Planner
-from scheduler.execution.worker import WorkerSettings
 from scheduler.host.estimates import default_estimates_path, load_estimates, save_estimates
 from scheduler.images.errors import OutputError
 
 WORKERS_S = 60.0
 TURN_S = 0.25
+NOBODY_YET = "no worker has joined the cluster yet: the jobs wait for the first"
 CLOSED = "the scheduler is being closed"
 
 
@@ -207,12 +208,14 @@ class Session:
         ClusterError
             None is there, and none is expected any more.
         """
+        self.record.hint = "" if self._fleet.processes else NOBODY_YET
         while not self._fleet.processes and self._thread.is_alive() and not (stop and stop.is_set()):
             if not self._terms.expected():
                 raise ClusterError("no worker is there, and none is expected any more")
             if meanwhile is not None:
                 meanwhile()
             self._driver.crew.wait_for(len(self._driver.crew.unfit) + 1, TURN_S)
+        self.record.hint = ""
 
     def _end_at_once(self, reason: str) -> None:
         self.stop(reason, grace_s=0.0)

@@ -25,10 +25,10 @@ from scheduler.execution.errors import ClusterError
 from scheduler.execution.jobs import Chain, JobRequest
 from scheduler.execution.prepare import step_spec
 from scheduler.execution.record import JournalRecord
+from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.session import CLOSED, JobFailedError, JobResult, Session, StackFuture, new_run_id
 from scheduler.execution.status import RunSummary
 from scheduler.execution.task import OutputTarget, Source
-from scheduler.execution.worker import WorkerSettings
 from scheduler.execution.worker_plugin import read_worker_pids
 from scheduler.execution.workplace import versions
 from scheduler.host.probes import Discovery

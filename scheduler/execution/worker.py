@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -19,7 +18,9 @@ from scheduler.core.model import Device, DeviceKind, DeviceSnapshot
 from scheduler.execution.activity import Attempts
 from scheduler.execution.growth import Growth
 from scheduler.execution.residents import Residents
+from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.runs_here import states_here
+from scheduler.execution.workplace import ProcessLimit
 from scheduler.host.memory import HostProbe
 from scheduler.host.nvml import NvmlProbe
 from scheduler.host.reading import Probe, Reading
@@ -38,45 +39,6 @@ GROWTH_BYTES = 256 << 20
 GROWTH_SHARE = 0.125
 # Resident memory is never quite still: by less than this it isn't reported anew.
 NOTICEABLE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """What every worker of a run is told.
-
-    Attributes
-    ----------
-    topic
-        The Dask topic on which workers tell the driver what happens.
-    devices
-        The run's devices, where the driver has started the workers itself; each finds its own by the
-        environment variable STACKYARD_DEVICE. Empty on other clusters, whose workers look around.
-    virtual_tag
-        Names the run's virtual devices.
-    host_share, host_limit, headroom_bytes
-        For workers that look around: how much of the host's memory may be used (a share, and bytes; 0 is no
-        limit), and what stays free on a GPU.
-    drain_s
-        How long a worker that is being closed waits for its attempts to end.
-    versions
-        The driver's, see `workplace.versions`.
-    """
-
-    run_id: str
-    run_dir: str
-    devices: tuple[Device, ...] = ()
-    virtual_tag: str = ""
-    topic: str = ""
-    host_share: float = 1.0
-    host_limit: int = 0
-    headroom_bytes: int = 0
-    drain_s: float = 0.0
-    versions: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def virtual(self) -> tuple[Device, ...]:
-        """The virtual GPUs in the order of their numbers."""
-        return tuple(device for device in self.devices if device.kind is DeviceKind.VIRTUAL)
 
 
 class RefusedError(Exception):
@@ -109,6 +71,8 @@ class WorkerState:
         Called with `time.monotonic()` each tenth of a second, in the thread that reports memory.
     on_evicted
         Told the name of a step's state that had to make room here.
+    limit
+        What Dask lets this process have of the host's memory.
 
     Notes
     -----
@@ -124,13 +88,15 @@ class WorkerState:
         *,
         on_tick: Callable[[float], None] | None = None,
         on_evicted: Callable[[str], None] = lambda _: None,
+        limit: ProcessLimit | None = None,
     ) -> None:
         self.settings = settings
         self.device = device
         self.host = host
         self.run_dir = Path(settings.run_dir)
         self.keeps_logs = self.run_dir.is_dir()
-        self.pools = PoolSet(host_limit=host.total_bytes, device_limits=self._device_limits())
+        self._limit = limit = limit or ProcessLimit()
+        self.pools = PoolSet(host_limit=limit.of(host.total_bytes), device_limits=self._device_limits())
         # More attempts may be admitted than compute at once: the others read or write meanwhile.
         self.compute = threading.BoundedSemaphore(max(1, device.slots))
         self.attempts = Attempts()
@@ -156,7 +122,8 @@ class WorkerState:
         self._process = psutil.Process()
         self._reporter = threading.Thread(target=self._keep_reporting, name="stackyard-memory", daemon=True)
         self._reporter.start()
-        self._watcher = PressureWatcher(self.pools, self._headroom(), {0: self._free_on_device})
+        free = {0: self._free_on_device, **limit.readers()}
+        self._watcher = PressureWatcher(self.pools, self._headroom(), free)
 
     @property
     def on_gpu(self) -> bool:
@@ -173,7 +140,7 @@ class WorkerState:
 
     def _headroom(self) -> dict[GpuId, int]:
         """Bytes that idle arrays of ours make room for when somebody else takes them."""
-        rooms: dict[GpuId, int] = {"cpu": HOST_HEADROOM}
+        rooms: dict[GpuId, int] = {"cpu": self._limit.headroom(HOST_HEADROOM)}
         if self.device.kind is DeviceKind.CUDA:
             rooms[0] = self.device.headroom_bytes
         return rooms

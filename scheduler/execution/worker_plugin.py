@@ -18,10 +18,17 @@ from scheduler.execution.capture import redirect_worker_output, restore_output, 
 from scheduler.execution.departure import drain_on_signals, ignore_signals
 from scheduler.execution.environment import DEVICE_VARIABLE, LEAVE_VARIABLE
 from scheduler.execution.messages import Ended, Evicted, Hello, Leaving, Left, Pulse, Readings, packed, tell
+from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.runs_here import set_worker, state_of, states_here, unset_worker
 from scheduler.execution.task import AttemptReport
-from scheduler.execution.worker import WorkerSettings, WorkerState
-from scheduler.execution.workplace import check_versions, find_workplace, installed_here, named_for_cluster
+from scheduler.execution.worker import WorkerState
+from scheduler.execution.workplace import (
+    check_versions,
+    find_workplace,
+    installed_here,
+    named_for_cluster,
+    process_limit,
+)
 
 WORKER_PIDS = "worker-pids"
 PULSE_S = 0.5
@@ -40,7 +47,8 @@ class StackyardWorker(WorkerPlugin):  # type: ignore[misc]  # distributed's type
 
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
-        self.name = f"stackyard-{settings.run_id}"
+        # Runs in folders of one name, with one cluster, are two runs.
+        self.name = f"{settings.topic}-worker"
 
     def setup(self, worker: Worker) -> None:
         """Bind the process to its device, and say hello."""
@@ -76,10 +84,11 @@ class StackyardWorker(WorkerPlugin):  # type: ignore[misc]  # distributed's type
         """A process of a cluster that we didn't start: it looks around."""
         settings = self.settings
         threads = worker.state.nthreads
-        limit = worker.memory_manager.memory_limit or 0
+        told = worker.memory_manager.memory_limit or 0
+        limit = process_limit(told)
         found = find_workplace(
             host_share=settings.host_share,
-            memory_limits=(settings.host_limit, limit),
+            memory_limits=(settings.host_limit, 0 if limit.attempts_bytes else told),
             headroom_bytes=settings.headroom_bytes,
             threads=threads,
         )
@@ -88,14 +97,20 @@ class StackyardWorker(WorkerPlugin):  # type: ignore[misc]  # distributed's type
         device, host = named_for_cluster(found.device), named_for_cluster(found.host)
         reporter = _Reporter(worker, settings, device.uuid, (found.device, found.host))
         state = WorkerState(
-            settings, found.device, found.host, on_tick=reporter.look, on_evicted=reporter.evicted
+            settings,
+            found.device,
+            found.host,
+            on_tick=reporter.look,
+            on_evicted=reporter.evicted,
+            limit=limit,
         )
         if not state.keeps_logs:
             problems.append(
                 f"it doesn't see the run folder {settings.run_dir}: its attempts' output isn't kept"
             )
         slots = device.slots if device.kind is DeviceKind.CPU else 1
-        return self._hello(worker, device, host, tuple(problems), slots), state
+        hello = self._hello(worker, device, host, tuple(problems), slots)
+        return replace(hello, process_bytes=limit.attempts_bytes), state
 
     @staticmethod
     def _hello(worker: Worker, device: Device, host: Device, problems: tuple[str, ...], slots: int) -> Hello:

@@ -3,14 +3,20 @@
 import os
 import socket
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import dask
+import psutil
+
 from memcore import backend_of
+from memcore.memory_type import GpuId
 from memcore.registry import memory_type_names
+from pools.cgroup import Cgroup
+from pools.pressure import host_free
 from scheduler.core.model import Device, DeviceKind
 from scheduler.execution.environment import THREAD_VARIABLES
-from scheduler.host.memory import HostProbe
+from scheduler.host.memory import SHARE_VARIABLE, HostProbe
 from scheduler.host.nvml import NvmlProbe
 
 EXPECTED_ON_GPU = {
@@ -32,6 +38,49 @@ class Workplace:
     problems: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessLimit:
+    """What Dask lets a worker process have of its host's memory, in bytes; 0 is no limit.
+
+    `attempts_bytes` is what attempts may take before the nanny ends the process. Above `idle_bytes` in all
+    Dask pauses the worker: it begins nothing more, until idle arrays have gone.
+    """
+
+    attempts_bytes: int = 0
+    idle_bytes: int = 0
+
+    def of(self, total: int) -> int:
+        """As much of `total` as attempts may take."""
+        return min(total, self.attempts_bytes or total)
+
+    def headroom(self, usual: int) -> int:
+        """What idle arrays make room for, `usual` where there is no limit."""
+        return min(usual, self.idle_bytes // 8 or usual)
+
+    def readers(self) -> dict[GpuId, Callable[[], int | None]]:
+        """For the pools' watcher: how much is free before the worker is paused, if it may be."""
+        return {"cpu": self._free} if self.idle_bytes else {}
+
+    def _free(self) -> int:
+        below_pause = self.idle_bytes - int(psutil.Process().memory_info().rss)
+        return min(host_free(Cgroup.of_this_process()), below_pause)
+
+
+def process_limit(memory_limit: int) -> ProcessLimit:
+    """What Dask's limit for this worker process, of so many bytes, leaves for attempts; 0 is no limit.
+
+    Asked before the first attempt: what the process has by then stays. In a job of a cluster that has a limit
+    for all its processes there is none for each.
+    """
+    if not memory_limit or os.environ.get(SHARE_VARIABLE):
+        return ProcessLimit()
+    # A share of the limit, or False where it is switched off (Dask's configuration reference).
+    terminate = dask.config.get("distributed.worker.memory.terminate") or 1.0
+    pause = dask.config.get("distributed.worker.memory.pause") or terminate
+    resident = int(psutil.Process().memory_info().rss)
+    return ProcessLimit(max(1, int(terminate * memory_limit) - resident), int(pause * memory_limit))
+
+
 def find_workplace(
     *, host_share: float, memory_limits: Sequence[int], headroom_bytes: int, threads: int
 ) -> Workplace:
@@ -46,7 +95,7 @@ def find_workplace(
     host_share
         The share of the host's memory that may be used, up to 1.
     memory_limits
-        Further limits in bytes, such as that at which Dask ends this worker process; 0 is none.
+        Further limits in bytes for all processes of the host; 0 is none.
     threads
         Attempts that may compute in a CPU worker at one time.
     """
