@@ -146,15 +146,20 @@ def test_equal_failures_stop_it_and_nothing_more_is_taken_in(client: Client) -> 
             scheduler.submit(StackJob(stack(), [DOUBLED]))
 
 
-def test_two_schedulers_share_a_cluster(client: Client, gate: Gate) -> None:
-    with StackScheduler(client) as one:
-        with StackScheduler(client) as other:
+@pytest.mark.parametrize("folders", [(None, None), ("a/run", "b/run")], ids=["made", "of one name"])
+def test_two_schedulers_share_a_cluster(
+    client: Client, tmp_path: Path, folders: tuple[str | None, str | None]
+) -> None:
+    one_dir, other_dir = (tmp_path / folder if folder else None for folder in folders)
+    with StackScheduler(client, run_dir=one_dir) as one:
+        with StackScheduler(client, run_dir=other_dir) as other:
             pair = [each.submit(StackJob(stack(), [DOUBLED]), returns="array") for each in (one, other)]
             for future in pair:
                 result = future.result(DEADLINE_S).check()
                 np.testing.assert_array_equal(result.arrays["stack"], stack() * 2, strict=True)
         # The end of one is not the end of the other.
-        assert one.submit(StackJob(stack(), [DOUBLED])).result(DEADLINE_S).check()
+        result = one.submit(StackJob(stack(), [DOUBLED])).result(DEADLINE_S).check()
+    assert result.attempts == 1
 
 
 # the folder
