@@ -75,7 +75,10 @@ def run_attempt(
     header = f"attempt {task.number} on {state.device.name}, {time.strftime('%Y-%m-%d %H:%M:%S')}"
     path = state.run_dir / "logs" / f"{task.job_id}.log" if state.keeps_logs else None
     with attempt_log(path, header) as log:
-        outcome, trace = _outcome(state, task, course)
+        try:
+            outcome, trace = _outcome(state, task, course)
+        except CancelledAttemptError as error:  # before it began
+            outcome, trace = Cancelled(str(error)), ""
         if trace:
             log.note(trace)
         if isinstance(outcome, OutOfMemory):

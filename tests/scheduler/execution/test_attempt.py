@@ -15,8 +15,9 @@ from pools.virtual import VirtualDeviceMemory
 from scheduler.core.events import Done, Failed, Outcome, OutOfMemory, Refused
 from scheduler.core.model import Device, DeviceKind
 from scheduler.execution.attempt import run_attempt
+from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.task import AttemptTask, OutputTarget
-from scheduler.execution.worker import WorkerSettings, WorkerState
+from scheduler.execution.worker import WorkerState
 from scheduler.images.sources import find_stacks
 from scheduler.steps.resolve import StepSpec
 

@@ -13,7 +13,8 @@ import pytest
 
 from pools.virtual import VirtualDeviceMemory
 from scheduler.core.model import Device, DeviceKind, ProcessMemory
-from scheduler.execution.worker import WorkerSettings, WorkerState
+from scheduler.execution.run_settings import WorkerSettings
+from scheduler.execution.worker import WorkerState
 from scheduler.host.reservations import Reservations
 
 MIB = 1 << 20
