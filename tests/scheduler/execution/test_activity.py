@@ -141,31 +141,53 @@ def test_who_is_here_when_the_process_leaves_may_end_and_nobody_else_begins(atte
         assert attempts.leave("preempted") == {A}
         with attempts.present(*B) as late:
             assert not late
-        # One that wasn't let in is none of those that are waited for.
-        assert attempts.leave("again") == {A}
+            # One that wasn't let in is none of those that are waited for.
+            assert attempts.leave("again") == {A}
     assert attempts.leaving == "preempted"
     assert attempts.leave("again") == frozenset()
 
 
-def test_waiting_for_none_ends_with_the_last(attempts: Attempts) -> None:
+class Noted(threading.Condition):
+    """Says when somebody waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.set()
+        return super().wait(timeout)
+
+
+def test_waiting_for_none_ends_with_the_last() -> None:
+    condition = Noted()
+    attempts = Attempts(_changed=condition)
     assert attempts.wait_for_none(0.0)
     answers: list[bool] = []
     with attempts.present(*A):
-        assert not attempts.wait_for_none(0.0)
-        waiting = threading.Thread(target=lambda: answers.append(attempts.wait_for_none(DEADLINE_S)))
-        waiting.start()
         # That it has begun and ended isn't all: its end has to be told too.
         with attempts.begin(*A):
             pass
+        waiting = threading.Thread(target=lambda: answers.append(attempts.wait_for_none(None)), daemon=True)
+        waiting.start()
+        assert condition.waits.wait(DEADLINE_S)
         assert answers == []
     waiting.join(DEADLINE_S)
     assert answers == [True]
 
 
-def test_nobody_waits_for_those_that_were_abandoned(attempts: Attempts) -> None:
+def test_one_that_stays_is_waited_for_as_long_as_is_said(attempts: Attempts) -> None:
     with attempts.present(*A):
-        waiting = threading.Thread(target=attempts.wait_for_none, args=(None,))
+        assert not attempts.wait_for_none(0.0)
+
+
+def test_nobody_waits_for_those_that_were_abandoned() -> None:
+    condition = Noted()
+    attempts = Attempts(_changed=condition)
+    with attempts.present(*A):
+        waiting = threading.Thread(target=attempts.wait_for_none, args=(None,), daemon=True)
         waiting.start()
+        assert condition.waits.wait(DEADLINE_S)
         attempts.abandon("it is being restarted")
         waiting.join(DEADLINE_S)
         assert not waiting.is_alive()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
@@ -83,6 +84,20 @@ def test_nothing_is_taken_in_once_it_is_asked_to_stop(client: Client, gate: Gate
         scheduler.stop("the power goes off", grace_s=DEADLINE_S)
         gate.let_go("running")
         assert scheduler.join(DEADLINE_S)
+        with pytest.raises(RuntimeError, match="nothing more is started here"):
+            scheduler.submit(StackJob(stack(), [DOUBLED]))
+
+
+def test_nothing_is_taken_in_when_it_ends_just_then(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    with StackScheduler(client) as scheduler:
+        plans = scheduler._planner.plans
+
+        def end_meanwhile(*form: Any) -> Any:
+            scheduler.finish()
+            assert scheduler.join(DEADLINE_S)
+            return plans(*form)
+
+        monkeypatch.setattr(scheduler._planner, "plans", end_meanwhile)
         with pytest.raises(RuntimeError, match="nothing more is started here"):
             scheduler.submit(StackJob(stack(), [DOUBLED]))
 
