@@ -90,13 +90,10 @@ def run_attempt(
             log.note(f"leak: {lease}\n")
     retire = state.reason_to_retire()
     if isinstance(outcome, Failed) and not course.disk_full:
-        broken = _why_broken(state, task)
-        if broken:
-            # What a process can't be rid of, such as an illegal address on a GPU, fails all that comes after:
-            # nothing more begins here, and those that were beside it aren't to blame.
-            blame = not state.attempts.leaving
-            state.attempts.leave(broken)
-            outcome, retire = WorkerDied(f"{broken}, after: {outcome.error}", blame=blame), broken
+        _look_if_broken(state, task, course)
+        if course.broken:
+            reason = f"{course.broken}, after: {outcome.error}"
+            outcome, retire = WorkerDied(reason, blame=course.has_broken), course.broken
     report = AttemptReport(
         outcome,
         os.getpid(),
@@ -149,6 +146,8 @@ class _Course:
     on_device: list[tuple[float, float]] = field(default_factory=list)
     array: NDArray[Any] | None = None
     disk_full: str = ""
+    broken: str = ""
+    has_broken: bool = False
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -293,8 +292,13 @@ def _compute(
             course.waited_s += time.monotonic() - asked
             activity.turn_to("computes")
             began = time.time()
-            with course.device_peak:
-                yield
+            try:
+                with course.device_peak:
+                    yield
+            except Exception:
+                # Before the next one has its turn, which would fail by it too.
+                _look_if_broken(state, task, course)
+                raise
             course.on_device.append((began, time.time()))
         if last and state.on_gpu:
             holding.release_device()
@@ -357,6 +361,19 @@ def _no_room(error: BaseException) -> str:
         if isinstance(cause, sqlite3.OperationalError) and cause.sqlite_errorcode == sqlite3.SQLITE_FULL:
             return "no space left for the reservation table"
     return ""
+
+
+def _look_if_broken(state: WorkerState, task: AttemptTask, course: _Course) -> None:
+    """After a failure: whether it has broken the process's GPU, or another attempt had done that before.
+
+    What a process can't be rid of, such as an illegal address, fails all that comes after: nothing more
+    begins here.
+    """
+    if not course.broken:
+        course.broken = _why_broken(state, task)
+        if course.broken:
+            course.has_broken = not state.attempts.leaving
+            state.attempts.leave(course.broken)
 
 
 def _why_broken(state: WorkerState, task: AttemptTask) -> str:

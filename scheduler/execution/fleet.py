@@ -260,8 +260,9 @@ class Fleet:
         """Do what takes seconds, which nobody else should have to wait."""
 
         def run() -> None:
-            # The run may be over, and its cluster closed, before that is done, which is a RuntimeError where a
-            # connection was about to be made; or the process has gone by itself, a KeyError (distributed 2026.8).
+            # The run may be over, and its cluster closed, before that is done, which is a RuntimeError where
+            # a connection was about to be made; or the process has gone by itself, a KeyError (distributed
+            # 2026.8).
             with contextlib.suppress(OSError, KeyError, RuntimeError):
                 do(*arguments)
 

@@ -49,9 +49,7 @@ class DispatcherView(Protocol):
 
 
 class JournalRecord:
-    """Keeps a run's counts, and writes its journal and status.json.
-
-    Made by `begin` for a new run, by `go_on` for one that `resume` continues.
+    """Keeps a run's counts, and writes its journal and status.json; made by `begin` or `go_on`.
 
     Attributes
     ----------
@@ -235,7 +233,6 @@ class JournalRecord:
         stuck: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Make what has happened durable, and show the state of the run, each where it is due.
-
         `now` is the dispatcher's clock, from which `Waiting.since` counts. `stuck` says of running jobs why
         they seem to get nowhere.
         """

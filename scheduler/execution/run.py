@@ -17,8 +17,7 @@ from scheduler.execution.local import local_scheduler
 from scheduler.execution.plans import job_plans, step_types
 from scheduler.execution.prepare import PreparedRun, prepare
 from scheduler.execution.record import JournalRecord
-from scheduler.execution.run_lock import run_lock
-from scheduler.execution.session import new_run_id
+from scheduler.execution.run_lock import new_run_id, run_lock
 from scheduler.execution.slurm import slurm_cluster
 from scheduler.execution.stack_scheduler import StackScheduler
 from scheduler.execution.status import RunStatus, RunSummary

@@ -4,7 +4,9 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 import socket
+import time
 from collections.abc import Iterator
 
 from scheduler.config.model import RunConfig
@@ -37,3 +39,8 @@ def run_lock(config: RunConfig, run_id: str) -> Iterator[None]:
         file.write(f"run {run_id}, process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def new_run_id() -> str:
+    """A name for a run that no other has: its time, and a few random characters."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"

@@ -3,7 +3,6 @@
 import concurrent.futures
 import secrets
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import DeviceKind, Placement
 from scheduler.core.policy import Pin, Policy
 from scheduler.execution.crew import ClusterTerms
-from scheduler.execution.driver import STOP_GRACE_S, Driver, TakeSnapshots, nobody
+from scheduler.execution.driver import Driver, TakeSnapshots, nobody
 from scheduler.execution.errors import ClusterError
 from scheduler.execution.fleet import Fleet
 from scheduler.execution.jobs import JobRequest, dispatcher_job
@@ -29,6 +28,7 @@ from scheduler.execution.record import JournalRecord
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.status import RunStatus, RunSummary
 from scheduler.execution.task import AttemptReport, AttemptTask
+from scheduler.execution.under_way import STOP_GRACE_S
 from scheduler.execution.usable import Planner
 from scheduler.host.estimates import default_estimates_path, load_estimates, save_estimates
 from scheduler.images.errors import OutputError
@@ -63,7 +63,7 @@ class JobResult:
     peak_bytes
         The most memory that it held, where that was measured: of its device, of the host on a CPU.
     reason
-        In words, why it ended so.
+        Why it ended so.
     """
 
     outcome: JobOutcome
@@ -396,8 +396,3 @@ class Session:
             save_estimates(estimates, default_estimates_path())
         except (OSError, RuntimeError) as error:  # no home, no room, no permission
             self.record.remark(f"what was learned isn't kept for later runs: {error}")
-
-
-def new_run_id() -> str:
-    """A name for a run that no other has: its time, and a few random characters."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"

@@ -12,6 +12,7 @@ import typer
 from scheduler.config import ConfigError, RunConfig, load_config
 from scheduler.config.cluster import SlurmCluster
 from scheduler.execution.prepare import prepare
+from scheduler.execution.run_lock import new_run_id
 from scheduler.execution.slurm_commands import SlurmError
 from scheduler.execution.slurm_driver import driver_command, submit_driver
 from scheduler.images.errors import InputError, OutputError
@@ -61,7 +62,6 @@ def _submit_to_slurm(
 ) -> None:
     """Submit the driver as a batch job, with all that can be found out now found out before."""
     # It imports Dask, which takes a second.
-    from scheduler.execution.session import new_run_id
 
     output = prepare(config, overwrite=overwrite).config.output.path
     run_dir = output.absolute() / ".stackyard" / new_run_id()

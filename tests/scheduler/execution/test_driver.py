@@ -291,7 +291,7 @@ def test_a_task_that_we_have_cancelled_is_not_taken_for_a_dropped_one() -> None:
 
 
 def test_a_job_that_never_gets_on_is_given_up_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver_module, "MAX_REQUEUES", 3)
+    monkeypatch.setattr("scheduler.execution.under_way.MAX_REQUEUES", 3)
     world = World(lambda future: future.drop("lost"))
     world.join("w1")
     assert world.run(job("a")) == "done"
@@ -535,7 +535,7 @@ def test_a_running_attempt_is_asked_to_stop_and_ends_its_job() -> None:
 
 
 def test_a_step_that_does_not_stop_ends_with_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver_module, "STOP_GRACE_S", 0.0)
+    monkeypatch.setattr("scheduler.execution.under_way.STOP_GRACE_S", 0.0)
     world = World(lambda _future: world.driver.cancel("a", "not needed"))
     world.join("w1")
     assert world.run(job("a")) == "done"

@@ -75,7 +75,5 @@ def outcomes(summary: RunSummary) -> dict[str, tuple[str, ...]]:
 def decided(summary: RunSummary, job: str) -> str:
     """The decisions about a job, one on each line: the verdict, and the reason in words."""
     with closing(sqlite3.connect(Path(summary.run_dir, "journal.sqlite"))) as journal:
-        rows = journal.execute(
-            "SELECT verdict, reason FROM decision WHERE job_id = ? ORDER BY rowid", (job,)
-        )
+        rows = journal.execute("SELECT verdict, reason FROM decision WHERE job_id = ? ORDER BY rowid", (job,))
         return "\n".join(f"{verdict}: {reason}" for verdict, reason in rows)

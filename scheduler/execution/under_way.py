@@ -1,0 +1,233 @@
+"""The attempts that are under way: sent to workers, followed, and brought to their ends."""
+
+import queue
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from distributed import Future
+from distributed.scheduler import KilledWorker
+
+from scheduler.core.events import AttemptEnded, Cancelled, Done, Event, Failed, Outcome, TimedOut, WorkerDied
+from scheduler.core.model import DeviceKind, Placement
+from scheduler.execution.crew import ClusterTerms, Crew
+from scheduler.execution.fleet import AttemptKey, Fleet, WorkerProcess
+from scheduler.execution.record import JournalRecord
+from scheduler.execution.task import AttemptReport, AttemptTask
+from scheduler.execution.watchdog import Watchdog
+
+STOP_GRACE_S = 10.0
+LOST_ARRAY = "its worker has gone with its array"
+# A job that is sent back through no fault of its own so often doesn't get on here.
+MAX_REQUEUES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The array of an attempt is here, or the error for which it isn't."""
+
+    key: AttemptKey
+    report: AttemptReport
+    array: Any
+    error: BaseException | None
+
+
+@dataclass(slots=True)
+class Attempt:
+    """An attempt in a worker, as the driver follows it."""
+
+    placement: Placement
+    future: Future
+    returns_array: bool
+    done: bool = False
+    killed: bool = False
+    cancelled_at: float | None = None
+    reason: str = ""
+
+
+class UnderWay(ABC):
+    """The driver's part that sends attempts and takes their ends; in the driver's thread."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        record: JournalRecord,
+        make_task: Callable[[Placement], AttemptTask],
+        needed: Callable[[DeviceKind], frozenset[str]],
+        terms: ClusterTerms,
+    ) -> None:
+        self._fleet = fleet
+        self._record = record
+        self._make_task = make_task
+        self.crew = Crew(fleet, record, terms, self._feed, self._end_with_worker, needed)
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._attempts: dict[AttemptKey, Attempt] = {}
+        self._last: dict[str, tuple[Placement, AttemptReport | None, Any]] = {}
+        self._cut_short: set[str] = set()
+        self._watchdog = Watchdog()
+        self._fetcher = ThreadPoolExecutor(2, thread_name_prefix="stackyard-fetch")
+        self._requeues: Counter[str] = Counter()
+        self.state = "running"
+
+    @abstractmethod
+    def _feed(self, event: Event) -> None:
+        """Give an event to the dispatcher, and do what it asks for."""
+
+    @abstractmethod
+    def _hold_for_disk(self, reason: str) -> None:
+        """A disk is full: start nothing more."""
+
+    def _submit(self, placement: Placement) -> None:
+        self._record.started(placement)
+        key = placement.job_id, placement.attempt
+        task = self._make_task(placement)
+        if placement.job_id in self._cut_short and task.output is not None:
+            # The worker may have died after its output was in place and before that was told.
+            task = replace(task, output=replace(task.output, overwrite=True))
+        future = self._fleet.submit_attempt(task, device=placement.device)
+        if isinstance(future, Outcome):
+            why_not = future
+            self._inbox.put(lambda: self._conclude(placement, why_not, None))
+            return
+        self._attempts[key] = Attempt(placement, future, task.returns_array)
+        process = self._fleet.process_of(key)
+        assert process is not None
+        self._watchdog.submitted(key, process.address, time.monotonic())
+
+    def _look_after_tasks(self) -> None:
+        """The report tells how an attempt ended; this is for tasks that could not even be run.
+
+        A callback for each task would take a thread's turn at the end of every attempt.
+        """
+        for key, attempt in list(self._attempts.items()):
+            future = attempt.future
+            if future.status in ("pending", "finished") or attempt.cancelled_at is not None or attempt.killed:
+                continue
+            if future.status != "error":
+                if self._fleet.connected:
+                    dropped = f"Dask dropped its task ({future.status})"
+                    self._end(key, WorkerDied(dropped, blame=False), None)
+                continue
+            error = future.exception()
+            attempt.killed = isinstance(error, KilledWorker)
+            if not attempt.killed:  # a worker's end is told by the scheduler's plugin
+                reason = f"the worker can't run the attempt: {type(error).__name__}: {error}"
+                self._end(key, Failed(reason), None)
+
+    def _ended(self, key: AttemptKey, report: AttemptReport) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None:
+            return
+        process = self._fleet.process_of(key)
+        if report.retire and process is not None:
+            self.crew.retire(process, report.retire, broken=isinstance(report.outcome, WorkerDied))
+        if report.disk_full and self.state == "running":
+            self._hold_for_disk(report.disk_full)
+        if isinstance(report.outcome, Done) and attempt.returns_array:
+            attempt.done = True
+            self._fetcher.submit(self._fetch, key, report, attempt.future)
+            return
+        self._end(key, report.outcome, report)
+
+    def _fetch(self, key: AttemptKey, report: AttemptReport, future: Future) -> None:
+        try:
+            # What has come in a message lies at any address in it, which compiled code is slow on or refuses.
+            array = np.require(future.result(), requirements=["ALIGNED"])
+            self._inbox.put(Fetched(key, report, array, None))
+        except Exception as error:  # noqa: BLE001  told to the driver's thread
+            self._inbox.put(Fetched(key, report, None, error))
+
+    def _fetched(
+        self, key: AttemptKey, report: AttemptReport, array: Any, error: BaseException | None
+    ) -> None:
+        process = self._fleet.process_of(key)
+        if error is not None and (process is None or process.left_at is not None):
+            self._end(key, WorkerDied(LOST_ARRAY, blame=False), report)
+        elif error is not None:
+            reason = f"its array could not be fetched: {type(error).__name__}: {error}"
+            self._end(key, Failed(reason), report)
+        else:
+            self._end(key, report.outcome, report, array)
+
+    def _end(
+        self, key: AttemptKey, outcome: Outcome, report: AttemptReport | None, array: Any = None
+    ) -> None:
+        attempt = self._attempts.pop(key, None)
+        if attempt is None:
+            return
+        self._watchdog.ended(key)
+        process = self._fleet.process_of(key)
+        self._fleet.ended(key)
+        self._conclude(attempt.placement, outcome, report, array)
+        if process is not None:
+            self.crew.replace_if_empty(process)
+
+    def _conclude(
+        self, placement: Placement, outcome: Outcome, report: AttemptReport | None, array: Any = None
+    ) -> None:
+        if isinstance(outcome, WorkerDied | TimedOut | Cancelled):
+            self._cut_short.add(placement.job_id)
+        if isinstance(outcome, WorkerDied) and not outcome.blame:
+            self._requeues[placement.job_id] += 1
+            if self._requeues[placement.job_id] > MAX_REQUEUES:
+                outcome = Failed(
+                    f"given up after {MAX_REQUEUES} attempts, the last one ended: {outcome.reason}"
+                )
+        self._record.ended(placement, outcome, report)
+        self._last[placement.job_id] = placement, report, array
+        self._feed(AttemptEnded(time.monotonic(), placement.job_id, placement.attempt, outcome))
+
+    def _cancel(self, key: AttemptKey, reason: str, *, restart: bool) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None:
+            return
+        if restart:
+            self._end_hung(key, reason)
+            return
+        attempt.cancelled_at = time.monotonic()
+        attempt.reason = reason
+        self._fleet.cancel(key)
+
+    def _end_hung(self, key: AttemptKey, reason: str) -> None:
+        """An attempt has had its time: its process ends by it, or by the one that holds it up there."""
+        process = self._fleet.process_of(key)
+        if process is not None and process.ended_by_us:
+            return  # a neighbour has hung; this one is sent elsewhere when the process has gone
+        hung = self._watchdog.holds_up(key, time.monotonic())
+        if hung != key:
+            reason = f"its worker process has fallen silent while it computes; behind it {key[0]} {reason}"
+        self._end_with_restart(hung, TimedOut(reason), reason)
+
+    def _look_after_cancelled(self, now: float) -> None:
+        """A step that doesn't end though its job was cancelled ends with its worker."""
+        for key, attempt in list(self._attempts.items()):
+            if attempt.cancelled_at is not None and now - attempt.cancelled_at > STOP_GRACE_S:
+                self._end_with_restart(key, Cancelled(attempt.reason), attempt.reason)
+
+    def _end_with_restart(self, key: AttemptKey, outcome: Outcome, reason: str) -> None:
+        process = self._fleet.process_of(key)
+        if process is not None:
+            # First of all: the end of the attempt makes room, and the next one must not be sent there.
+            self._fleet.restart(process)
+            self.crew.devices_changed(reason)
+        self._end(key, outcome, None)
+
+    def _end_with_worker(self, key: AttemptKey, process: WorkerProcess, blame: bool) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None:
+            return
+        if attempt.cancelled_at is not None:
+            outcome: Outcome = Cancelled(attempt.reason)
+        elif attempt.done:
+            outcome = WorkerDied(LOST_ARRAY, blame=False)
+        elif blame:
+            outcome = WorkerDied()
+        else:
+            outcome = WorkerDied(process.leaving or "its worker process has gone", blame=False)
+        attempt.future.cancel(force=True)
+        self._end(key, outcome, None)
