@@ -25,6 +25,7 @@ from scheduler.execution.errors import ClusterError
 from scheduler.execution.jobs import Chain, JobRequest
 from scheduler.execution.prepare import step_spec
 from scheduler.execution.record import JournalRecord
+from scheduler.execution.run_lock import new_run_id
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.session import CLOSED, JobFailedError, JobResult, Session, StackFuture
 from scheduler.execution.status import RunSummary
@@ -143,7 +144,7 @@ class StackScheduler(Session):
             if run_dir is None:
                 self._folder = tempfile.TemporaryDirectory(prefix="stackyard-")
             run_dir = (
-                Path(self._folder.name()) if self._folder else Path(run_dir or "").absolute()
+                Path(self._folder.name, new_run_id()) if self._folder else Path(run_dir or "").absolute()
             )
             _record = JournalRecord.begin(run_dir, {})
         self.summary: RunSummary | None = None
