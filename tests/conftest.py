@@ -2,6 +2,9 @@
 
 import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,20 @@ with contextlib.suppress(ImportError):
     import pyclesperanto  # noqa: F401
 
 REQUIRED = frozenset(filter(None, os.environ.get("STACKYARD_REQUIRE_BACKENDS", "").split(",")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_reservations() -> Iterator[None]:
+    """What other runs on this host have reserved is no business of the tests, nor the other way round."""
+    shared_memory = Path("/dev/shm")
+    with (
+        tempfile.TemporaryDirectory(
+            prefix="stackyard-tests-", dir=shared_memory if shared_memory.is_dir() else None
+        ) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("STACKYARD_RESERVATIONS", folder)
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 import psutil
 
-# Below this share of one core a process does nothing: its threads that report and probe take about as much.
+# Below this share of one core a process does nothing.
 STILL_SHARE = 0.05
+# Threads that report, probe and talk to Dask: what they use tells nothing of an attempt.
+_UPKEEP = ("MainThread", "IO loop", "Profile", "stackyard-")
 # What an attempt does while others compute on its device: it gets nowhere then, and that isn't its fault.
 WAITS = "waits for its turn"
 
@@ -78,6 +80,15 @@ class _Stillness:
             self.since = now
         self.used_s, self.seen = used_s, now
         return now - self.since
+
+
+def processor_s() -> float:
+    """Seconds of processor time that this process has used for anything but its upkeep."""
+    process = psutil.Process()
+    upkeep = {thread.native_id for thread in threading.enumerate() if thread.name.startswith(_UPKEEP)}
+    of_upkeep = sum(each.user_time + each.system_time for each in process.threads() if each.id in upkeep)
+    times = process.cpu_times()
+    return float(times.user + times.system - of_upkeep)
 
 
 @dataclass(slots=True, eq=False)
@@ -184,8 +195,7 @@ class Attempts:
         long it has used no processor time.
         """
         now = time.monotonic()
-        times = psutil.Process().cpu_times()
-        used = times.user + times.system
+        used = processor_s()
         if self._stillness is None:
             self._stillness = _Stillness(now, used, now)
         still = self._stillness.look(used, now)

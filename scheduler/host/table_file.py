@@ -11,12 +11,34 @@ from pathlib import Path
 SHARED_MEMORY = Path("/dev/shm")
 NAME = "reservations.sqlite"
 LOCKS = Path("/proc/locks")
+# Names another folder for the table: of this user alone, or one that a group of users shares.
+FOLDER_VARIABLE = "STACKYARD_RESERVATIONS"
 
 
 def default_path() -> Path:
-    """This user's table on this host: in shared memory where there is any, else in the temporary folder."""
+    """This user's table on this host: in shared memory where there is any, else in the temporary folder.
+
+    STACKYARD_RESERVATIONS names another folder, which has to be the same for every run of the host: one that
+    a group of users shares, or one of this user's own, made if need be.
+
+    Raises
+    ------
+    PermissionError
+        The folder that is named is neither; the message says how to make it fit.
+    """
+    named = os.environ.get(FOLDER_VARIABLE)
+    if named:
+        return _named_path(Path(named))
     folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
     return folder / f"stackyard-{os.getuid()}" / NAME
+
+
+def _named_path(folder: Path) -> Path:
+    if folder.is_dir():
+        found = folder.stat()
+        if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return group_path(folder)
+    return folder / NAME
 
 
 def group_path(folder: Path) -> Path:

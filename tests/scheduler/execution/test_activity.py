@@ -17,14 +17,24 @@ DEADLINE_S = 30.0
 
 @dataclass
 class Clock:
-    """Time, and the seconds of processor time that the process has used, as a test says."""
+    """Time, and the seconds of processor time that the process has used, as a test says.
+
+    `upkeep_s` of them by the main thread.
+    """
 
     now: float = 1000.0
     used_s: float = 5.0
+    upkeep_s: float = 1.0
 
-    def pass_by(self, seconds: float, *, used_s: float = 0.0) -> None:
+    def pass_by(self, seconds: float, *, used_s: float = 0.0, upkeep_s: float = 0.0) -> None:
         self.now += seconds
-        self.used_s += used_s
+        self.used_s += used_s + upkeep_s
+        self.upkeep_s += upkeep_s
+
+    def threads(self) -> list[SimpleNamespace]:
+        rest = self.used_s - self.upkeep_s
+        used = {threading.main_thread().native_id: self.upkeep_s, -1: rest}
+        return [SimpleNamespace(id=key, user_time=s / 4, system_time=s * 3 / 4) for key, s in used.items()]
 
 
 @pytest.fixture
@@ -32,7 +42,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     # Half of what is used is the kernel's.
     half = SimpleNamespace(
-        cpu_times=lambda: SimpleNamespace(user=clock.used_s / 2, system=clock.used_s / 2)
+        cpu_times=lambda: SimpleNamespace(user=clock.used_s / 2, system=clock.used_s / 2),
+        threads=clock.threads,
     )
     monkeypatch.setattr(activity_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(activity_module, "psutil", SimpleNamespace(Process=lambda: half))
@@ -222,6 +233,15 @@ def test_stillness_is_how_long_the_process_used_no_processor_time(attempts: Atte
         assert attempts.pulse(older_than_s=0.0) == {A: (30.0, "begins", 0.0)}
         clock.pass_by(2.0)
         assert attempts.pulse(older_than_s=0.0) == {A: (32.0, "begins", 2.0)}
+
+
+def test_what_a_process_uses_to_report_and_to_probe_is_stillness(attempts: Attempts, clock: Clock) -> None:
+    attempts.pulse(older_than_s=0.0)
+    with attempts.begin(*A):
+        clock.pass_by(10.0, upkeep_s=9.0, used_s=0.1)
+        assert attempts.pulse(older_than_s=0.0) == {A: (10.0, "begins", 10.0)}
+        clock.pass_by(10.0, upkeep_s=8.0, used_s=1.0)
+        assert attempts.pulse(older_than_s=0.0) == {A: (20.0, "begins", 0.0)}
 
 
 def test_stillness_before_an_attempt_began_is_not_its_own(attempts: Attempts, clock: Clock) -> None:

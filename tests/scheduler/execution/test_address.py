@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tifffile
 
+from scheduler.execution.environment import THREAD_VARIABLES
 from scheduler.execution.resume import resume
 from tests.scheduler.dask_programs import DaskPrograms, kill_with_children, names_of, wait_for
 from tests.scheduler.execution.gated_runs import (
@@ -57,7 +58,9 @@ def test_workers_of_both_kinds_with_different_threads_do_every_job(
 
 
 def test_what_a_workers_environment_lacks_is_named_once(tmp_path: Path, dask: DaskPrograms) -> None:
-    dask.worker("--no-nanny", name="two", threads=2)
+    # Dask sets these in any process that has started workers, such as this one.
+    unset = dict.fromkeys(THREAD_VARIABLES, "")
+    dask.worker("--no-nanny", name="two", threads=2, environment=unset)
     with dask.client() as client:
         wait_for("worker", lambda: names_of(client) == {"two"})
     run = GatedRun(write_gated(tmp_path, dask.address, jobs=1))

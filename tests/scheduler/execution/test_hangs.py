@@ -109,7 +109,8 @@ def test_a_second_ctrl_c_ends_a_hung_run_at_once_and_leaves_nothing(
         workers = psutil.Process(program.pid).children(recursive=True)
         assert workers
         os.killpg(program.pid, signal.SIGINT)
-        (run_dir,) = (tmp_path / "out" / ".stackyard").iterdir()
+        (journal,) = (tmp_path / "out" / ".stackyard").glob("*/journal.sqlite")
+        run_dir = journal.parent
         wait_until(lambda: '"stopping"' in (run_dir / "status.json").read_text(), program)
         os.killpg(program.pid, signal.SIGINT)
         asked = time.monotonic()
@@ -120,7 +121,9 @@ def test_a_second_ctrl_c_ends_a_hung_run_at_once_and_leaves_nothing(
             os.killpg(program.pid, signal.SIGKILL)
             program.wait()
     assert program.returncode == 130
-    assert [each.pid for each in workers if each.is_running()] == []
+    # The last of them, multiprocessing's resource tracker, ends once it sees that the others have.
+    _, alive = psutil.wait_procs(workers, timeout=DEADLINE_S)
+    assert alive == []
     left = set(read_worker_pids(run_dir))
     assert left
     with Reservations() as table:

@@ -149,9 +149,11 @@ def test_a_process_that_leaks_is_replaced_between_jobs(tmp_path: Path, make_conf
     summary = run(config)
     assert (summary.done, summary.failed, summary.lost) == (10, 0, 0)
     assert set(outcomes(summary).values()) == {("done",)}
-    assert len({each.detail["worker_pid"] for each in tried(summary)}) == 2
-    (remark,) = summary.remarks
-    assert remark.startswith("worker cpu-0 is replaced: its memory keeps growing: ")
+    processes = {each.detail["worker_pid"] for each in tried(summary)}
+    assert 2 <= len(processes) <= 4  # 64 MiB for each job, of 256 MiB that a process may grow by
+    remarks = [remark for remark in summary.remarks if "its memory keeps growing: " in remark]
+    assert len(processes) - 1 <= len(remarks) <= len(processes)
+    assert all(remark.startswith("worker cpu-0 is replaced: ") for remark in remarks)
 
 
 @pytest.mark.skipif(not backend_of("pyclesperanto").installed(), reason="needs pyclesperanto")
