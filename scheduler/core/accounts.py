@@ -93,6 +93,7 @@ class DeviceAccount:
         "external",
         "foreign",
         "gone",
+        "gone_at",
         "host",
         "idle",
         "key",
@@ -117,6 +118,7 @@ class DeviceAccount:
         self.host = host
         self.online = True
         self.gone = ""
+        self.gone_at = 0.0
         self.slots = device.slots
         self.total = device.total_bytes
         self.known = False

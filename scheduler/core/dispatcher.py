@@ -221,6 +221,7 @@ class Dispatcher:
         account.online = event.slots_left > 0 or account.cls.is_cpu
         account.cls.strangers_moved()
         account.gone = "" if event.slots_left else event.reason or "its worker is gone"
+        account.gone_at = event.now
         names = event.job_ids if event.job_ids is not None else self._running_on(account)
         if not event.slots_left:
             for name in list(account.residents):
@@ -267,6 +268,7 @@ class Dispatcher:
     def _tick(self, event: events.Tick) -> None:
         self._endings.stop_overdue(event.now)
         self._endings.give_up_waiting_for_larger(event.now)
+        self._endings.give_up_waiting_for_absent(event.now)
         if self.policy.on_pressure is OnPressure.FAIL:
             self._fail_what_is_out_of_reach()
         for account in self._state.accounts.values():

@@ -60,19 +60,20 @@ class Endings:
             state.parked[group.order] = group
             group.queued = True
             return
-        self._reject(group)
+        self._reject(group, self._why_impossible(group))
 
-    def _reject(self, group: Group, more: str = "") -> None:
-        """The jobs of a group that no device can run fail with the figures."""
+    def _why_impossible(self, group: Group) -> str:
         state = self._state
-        reason = state.why_pinned(group) or why_impossible(
+        return state.why_pinned(group) or why_impossible(
             group, state.classes, state.estimates, state.policy.on_pressure
         )
-        reason += more
+
+    def _reject(self, group: Group, reason: str) -> None:
+        """The jobs of a group that no device can run fail."""
         while group.count:
             record = group.oldest()
             self.drop(record)
-            state.leave(record)
+            self._state.leave(record)
             self.finish(record, JobOutcome.FAILED, reason, Verdict.REJECT)
 
     def give_up_waiting_for_larger(self, now: float) -> None:
@@ -88,7 +89,34 @@ class Endings:
             return
         for group in list(state.parked.values()):
             if state.has_kind_for(group):
-                self._reject(group, f"; with all else done, none that could joined in {waited:.0f} s")
+                joined = f"with all else done, none that could joined in {waited:.0f} s"
+                self._reject(group, f"{self._why_impossible(group)}; {joined}")
+
+    def give_up_waiting_for_absent(self, now: float) -> None:
+        """Fail jobs all of whose devices have been without a worker for too long, where none may join.
+
+        With no worker left anywhere that is for the driver to say, of the whole run.
+        """
+        state = self._state
+        wait_s = state.policy.absence_wait_s
+        absent = {
+            uuid: account
+            for uuid, account in state.accounts.items()
+            if account.gone and now - account.gone_at >= wait_s
+        }
+        if state.policy.elastic or not absent or not any(each.slots for each in state.accounts.values()):
+            return
+        for group in list(state.waiting_groups()):
+            able = [
+                account
+                for index in group.options
+                for account in state.classes[index].accounts
+                if group.permits(account.device.uuid)
+            ]
+            if able and all(account.device.uuid in absent for account in able):
+                names = ", ".join(f"{account.device.name} is {account.absence}" for account in able)
+                since = now - max(account.gone_at for account in able)
+                self._reject(group, f"{names}; no worker has come back in {since:.0f} s")
 
     def drop(self, record: JobRecord) -> None:
         """A job leaves the run without having started: count its departure, release its claim."""

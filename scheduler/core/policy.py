@@ -25,7 +25,8 @@ class Policy:
     `elastic`: devices may still join, so a job that none of those here can run waits instead of failing. Is
     there one of its kind that is too small, it doesn't wait for ever: when it is all that is left, and
     nothing has run or joined for `join_wait_s` seconds, it fails with the figures, lest a cluster be held
-    idle for it. `overtake_limit`: how many jobs of later batches may pass a waiting job before a device is
+    idle for it. `absence_wait_s`: where no device may join, a job fails when each device that could run it has
+    been without a worker for so many seconds. `overtake_limit`: how many jobs of later batches may pass a waiting job before a device is
     drained for it. `max_oom_attempts`: out-of-memory ends on devices before the ladder goes on to the next
     rung.
     """
@@ -34,6 +35,7 @@ class Policy:
     reproducible: bool = False
     elastic: bool = False
     join_wait_s: float = 120.0
+    absence_wait_s: float = 60.0
     max_failures: int = 10
     overtake_limit: int = 64
     max_oom_attempts: int = 3

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from scheduler.core.events import JobsAdded, OutOfMemory, Tick, WorkerJoined, WorkerLost
+from scheduler.core.events import JobsAdded, OutOfMemory, Tick, WorkerDied, WorkerJoined, WorkerLost
 from scheduler.core.instructions import FinishJob, JobOutcome, Start
 from scheduler.core.model import Verdict
 from tests.scheduler.core.build import GIB, World, cpu, gpu, in_blocks, job, jobs, on_cpu, on_gpu
@@ -261,3 +261,56 @@ def test_a_job_that_outgrows_every_device_while_it_waits_is_parked_too():
     assert world.finished["k0"].outcome is JobOutcome.FAILED
     assert "k1" not in world.finished
     assert started(join(world, replace(gpu(1, total=32), slots=1))) == ["k1"]
+
+
+# nobody comes back
+
+
+def test_jobs_for_a_gpu_that_nobody_serves_any_more_fail_while_the_cpu_goes_on():
+    world = World(gpu(), cpu(), absence_wait_s=60.0)
+    world.measure(on_gpu(1), on_cpu())
+    world.add(*jobs(4, on_gpu(1)), *jobs(4, on_cpu(), kind="c"))
+    drain(world, "g0")
+    for name in ("k0", "k1"):
+        world.end(name, WorkerDied(blame=False), after=0.0)
+    world.now += 59.9
+    assert not any(isinstance(each, FinishJob) for each in world.tell(Tick(world.now)))
+    assert f"gpu0 is offline: {RETIRED}" in world.reason("k2")
+    world.now += 0.2
+    failed = [each for each in world.tell(Tick(world.now)) if isinstance(each, FinishJob)]
+    assert {each.job_id for each in failed} == {"k0", "k1", "k2", "k3"}
+    assert {each.outcome for each in failed} == {JobOutcome.FAILED}
+    reason = f"gpu0 is offline: {RETIRED}; no worker has come back in 60 s"
+    assert {each.decision.reason for each in failed} == {reason}
+    for name in ("c0", "c1", "c2", "c3"):
+        world.end(name)
+    assert world.finished["c3"].outcome is JobOutcome.DONE
+    check_invariants(world.dispatcher)
+
+
+def test_with_no_worker_left_at_all_no_job_is_failed_for_itself():
+    world = World(gpu(), absence_wait_s=60.0)
+    world.measure(on_gpu(1))
+    drain(world, "g0")
+    world.add(*jobs(2, on_gpu(1)))
+    world.now += 3600.0
+    assert not any(isinstance(each, FinishJob) for each in world.tell(Tick(world.now)))
+
+
+def test_jobs_wait_on_while_another_gpu_that_could_run_them_is_served():
+    world = World(gpu(0), gpu(1, slots=1), absence_wait_s=60.0)
+    world.measure(on_gpu(1))
+    drain(world, "g0")
+    world.add(*jobs(2, on_gpu(1)))
+    world.now += 3600.0
+    assert not any(isinstance(each, FinishJob) for each in world.tell(Tick(world.now)))
+
+
+def test_where_devices_may_join_jobs_wait_for_one_of_their_kind():
+    world = World(gpu(), cpu(), elastic=True, absence_wait_s=60.0)
+    world.measure(on_gpu(1), on_cpu())
+    drain(world, "g0")
+    world.add(*jobs(1, on_gpu(1)))
+    world.now += 3600.0
+    assert not any(isinstance(each, FinishJob) for each in world.tell(Tick(world.now)))
+    assert started(join(world, gpu())) == ["k0"]
