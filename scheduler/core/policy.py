@@ -25,10 +25,10 @@ class Policy:
     `elastic`: devices may still join, so a job that none of those here can run waits instead of failing. Is
     there one of its kind that is too small, it doesn't wait for ever: when it is all that is left, and
     nothing has run or joined for `join_wait_s` seconds, it fails with the figures, lest a cluster be held
-    idle for it. `absence_wait_s`: where no device may join, a job fails when each device that could run it has
-    been without a worker for so many seconds. `overtake_limit`: how many jobs of later batches may pass a waiting job before a device is
-    drained for it. `max_oom_attempts`: out-of-memory ends on devices before the ladder goes on to the next
-    rung.
+    idle for it. `absence_wait_s`: where no device may join, a job fails once every device that could run it
+    has been without a worker for so many seconds. `overtake_limit`: how many jobs of later batches may pass a
+    waiting job before a device is drained for it. `max_oom_attempts`: out-of-memory ends on devices before
+    the ladder goes on to the next rung.
     """
 
     on_pressure: OnPressure = OnPressure.EARLIEST_FINISH

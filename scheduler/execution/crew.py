@@ -54,6 +54,8 @@ class Crew:
     needed: Callable[[DeviceKind], frozenset[str]]
     unfit: list[Unfit] = field(default_factory=list)
     gone: list[WorkerProcess] = field(default_factory=list)
+    _answered: set[str] = field(default_factory=set)
+    _left: set[str] = field(default_factory=set)
     _slots: dict[str, int] = field(default_factory=dict)
     _absent_since: dict[str, float] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -61,16 +63,16 @@ class Crew:
 
     # what other threads may call
 
-    def wait_for(self, count: int, timeout_s: float) -> bool:
-        """Wait until so many processes have said hello, or that they can't serve; False if they haven't."""
+    def wait_for_all(self, count: int, timeout_s: float) -> bool:
+        """Wait until so many processes have said hello, or that they can't serve, or have left."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._over or self._answered >= count, timeout_s) and not (
-                self._over
-            )
+            there = self._changed.wait_for(lambda: self._over or len(self._answered) >= count, timeout_s)
+            return there and not self._over
 
-    @property
-    def _answered(self) -> int:
-        return len(self.fleet.processes) + len(self.unfit)
+    def wait_for_one(self, timeout_s: float) -> None:
+        """Wait until there is a process that serves, or it is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or bool(self.fleet.processes), timeout_s)
 
     def close(self) -> None:
         """Nobody needs to wait any more."""
@@ -81,7 +83,10 @@ class Crew:
     # the driver's thread
 
     def hello(self, hello: Hello) -> None:
-        """A process is ready for attempts."""
+        """A process is ready for attempts, unless its end was told before."""
+        if hello.worker_id in self._left:
+            return
+        self._answered.add(hello.address)
         process = self.fleet.add(hello)
         for problem in hello.problems:
             self.record.remark(f"worker {hello.name}: {problem}")
@@ -95,6 +100,7 @@ class Crew:
     def cannot_serve(self, unfit: Unfit) -> None:
         """A process of the cluster can't be one of the run's."""
         self.unfit.append(unfit)
+        self._answered.add(unfit.address)
         self.record.remark(f"worker {unfit.name} isn't used: {unfit.reason}")
         self._tell_waiting()
 
@@ -128,10 +134,12 @@ class Crew:
         elif process.retired:
             self.fleet.restart(process)
 
-    def left(self, address: str, *, expected: bool) -> None:
+    def left(self, address: str, worker_id: str, *, expected: bool) -> None:
         """The scheduler has removed a process."""
+        self._left.add(worker_id)
+        self._answered.add(address)
         process = self.fleet.get(address)
-        if process is not None and process.left_at is None:
+        if process is not None and process.hello.worker_id == worker_id and process.left_at is None:
             process.left_at = time.monotonic()
             # One that the scheduler was asked to remove may be there still, and tell of its attempts.
             process.drains = expected and not process.ended_by_us
@@ -139,6 +147,7 @@ class Crew:
                 process.leaving = process.leaving or "it was retired"
             self.gone.append(process)
             self.devices_changed("its worker process has gone")
+        self._tell_waiting()
 
     def judge(self, now: float) -> None:
         """End the attempts of those that have left and can't tell of them any more."""

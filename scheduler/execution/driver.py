@@ -246,8 +246,8 @@ class Driver(UnderWay):
                 self.crew.cannot_serve(item)
             case Leaving():
                 self.crew.leaving(item)
-            case Left(address=address, expected=expected):
-                self.crew.left(address, expected=expected)
+            case Left(address=address, worker_id=worker_id, expected=expected):
+                self.crew.left(address, worker_id, expected=expected)
             case Evicted(device=device, name=name):
                 self._feed(ResidentEvicted(time.monotonic(), device, name))
             case Fetched(key=key, report=report, array=array, error=error):

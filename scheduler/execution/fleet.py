@@ -1,5 +1,6 @@
 """The worker processes of a run: who is there, what is in flight in each, and how work reaches them."""
 
+import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Callable, Iterable
@@ -207,15 +208,32 @@ class Fleet:
         """The process that an attempt is in."""
         return self._where.get(key)
 
-    def run_on(self, process: WorkerProcess, function: Callable[..., Any], *arguments: Any) -> Any:
+    def run_on(
+        self, process: WorkerProcess, function: Callable[..., Any], *arguments: Any, timeout_s: float
+    ) -> Any:
         """Call a function in a process, beside its attempts, and return its result.
 
         Raises
         ------
+        TimeoutError
+            There is none after `timeout_s` seconds.
         OSError
             The process has gone, or went by it.
         """
-        return self.client.run(function, *arguments, workers=[process.address])[process.address]
+        answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def ask() -> None:
+            try:
+                found = self.client.run(function, *arguments, workers=[process.address])
+                answer.set_result(found[process.address])
+            except Exception as error:  # noqa: BLE001  raised again by whoever asked
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, name="stackyard-ask", daemon=True).start()
+        try:
+            return answer.result(timeout_s)
+        except TimeoutError:
+            raise TimeoutError(f"no answer within {timeout_s:g} s") from None
 
     def reclaim(self, device: str, nbytes: int) -> None:
         """Have every process of the device give back idle memory; doesn't wait for it."""

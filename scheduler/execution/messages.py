@@ -17,6 +17,8 @@ class Hello:
 
     Attributes
     ----------
+    worker_id
+        Dask's own name for the process; an address may be another's later.
     device, host
         The device that it serves, and the CPU device that stands for its host's memory.
     slots
@@ -32,6 +34,7 @@ class Hello:
     """
 
     address: str
+    worker_id: str
     name: str
     pid: int
     device: Device
@@ -67,9 +70,13 @@ class Leaving:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """The scheduler has removed a worker; `expected` if somebody has asked for that."""
+    """The scheduler has removed a worker; `expected` if somebody has asked for that.
+
+    This may overtake what the worker has said before, its `Hello` included.
+    """
 
     address: str
+    worker_id: str
     expected: bool = False
 
 

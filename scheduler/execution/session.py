@@ -36,6 +36,7 @@ from scheduler.images.errors import OutputError
 WORKERS_S = 60.0
 TURN_S = 0.25
 NOBODY_YET = "no worker has joined the cluster yet: the jobs wait for the first"
+TRYING = "the workers try the libraries that the steps need"
 CLOSED = "the scheduler is being closed"
 
 
@@ -185,7 +186,7 @@ class Session:
 
     def _join_cluster(self) -> None:
         there = self._membership.enter()
-        answered = self._driver.crew.wait_for(there, WORKERS_S)
+        answered = self._driver.crew.wait_for_all(there, WORKERS_S)
         unfit = self._driver.crew.unfit
         if unfit:
             named = [f"worker {each.name} at {each.address}: {each.reason}" for each in unfit[:3]]
@@ -214,7 +215,7 @@ class Session:
                 raise ClusterError("no worker is there, and none is expected any more")
             if meanwhile is not None:
                 meanwhile()
-            self._driver.crew.wait_for(len(self._driver.crew.unfit) + 1, TURN_S)
+            self._driver.crew.wait_for_one(TURN_S)
         self.record.hint = ""
 
     def _end_at_once(self, reason: str) -> None:
@@ -250,10 +251,10 @@ class Session:
         if not self._thread.is_alive() or self._driver.state != "running":
             raise RuntimeError("nothing more is started here") from self.error
         self.wait_for_worker(stop)
-        jobs = []
-        for request in requests:
-            plans = self._planner.plans(request.chain, request.form)
-            jobs.append(dispatcher_job(request, plans, batch=self._batch))
+        self.record.hint = TRYING
+        plans = [self._planner.plans(request.chain, request.form) for request in requests]
+        self.record.hint = ""
+        jobs = [dispatcher_job(*each, batch=self._batch) for each in zip(requests, plans, strict=True)]
         self._batch += 1
         with self._lock:
             names = Counter(request.job_id for request in requests)

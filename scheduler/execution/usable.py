@@ -17,6 +17,8 @@ from scheduler.steps.resolve import StepSpec
 
 # A nanny's process takes this long to be back, at most, on a busy machine.
 RETURN_S = 20.0
+# Loading a library from a slow disk takes minutes; a driver that hangs takes for ever.
+ANSWER_S = 300.0
 TURN_S = 0.1
 
 Usable = Mapping[DeviceKind, tuple[str, ...]]
@@ -178,7 +180,21 @@ class Planner:
         """Why some of the memory types don't work in a process; one that died of them twice is believed."""
         for attempt in (1, 2):
             try:
-                return dict(self._fleet.run_on(process, problems_here, self._fleet.topic, chain.specs, names))
+                return dict(
+                    self._fleet.run_on(
+                        process,
+                        problems_here,
+                        self._fleet.topic,
+                        chain.specs,
+                        names,
+                        timeout_s=ANSWER_S,
+                    )
+                )
+            except TimeoutError as error:
+                self._fleet.restart(process)
+                what = " or ".join(names)
+                problem = f"the worker of {process.hello.device.name} hung when it loaded {what}: {error}"
+                return dict.fromkeys(names, problem)
             except OSError as error:
                 what = " or ".join(names)
                 problem = f"the worker of {process.hello.device.name} died by using {what}: {error}"

@@ -116,6 +116,7 @@ class StackyardWorker(WorkerPlugin):  # type: ignore[misc]  # distributed's type
     def _hello(worker: Worker, device: Device, host: Device, problems: tuple[str, ...], slots: int) -> Hello:
         return Hello(
             address=worker.address,
+            worker_id=worker.id,
             name=str(worker.name),
             pid=os.getpid(),
             device=device,
@@ -231,12 +232,22 @@ class StackyardScheduler(SchedulerPlugin):  # type: ignore[misc]  # distributed'
         self.client = client
         self.worker_plugin = worker_plugin
         self._tidying: asyncio.Task[Any] | None = None
+        self._ids: dict[str, str] = {}
+
+    async def start(self, scheduler: Scheduler) -> None:
+        """Called by Dask when the plugin comes to the scheduler."""
+        for address in scheduler.workers:
+            self.add_worker(scheduler, address)
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Called by Dask once a worker has joined."""
+        self._ids[worker] = scheduler.workers[worker].server_id
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Called by Dask once a worker is removed."""
         removals = [told for _, told in scheduler.get_events(worker) if _is_removal(told)]
         expected = bool(removals and removals[-1].get("expected"))
-        scheduler.log_event(self.topic, packed(Left(worker, expected)))
+        scheduler.log_event(self.topic, packed(Left(worker, self._ids.pop(worker, ""), expected)))
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """Called by Dask once a client is removed: by its own wish, or since its connection is lost."""

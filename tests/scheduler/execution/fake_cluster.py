@@ -16,7 +16,7 @@ from scheduler.core.policy import Policy
 from scheduler.execution.crew import ClusterTerms
 from scheduler.execution.driver import Driver, TakeSnapshots, nobody
 from scheduler.execution.fleet import Fleet
-from scheduler.execution.messages import Ended, Hello, Readings
+from scheduler.execution.messages import Ended, Hello, Left, Readings
 from scheduler.execution.task import AttemptReport, AttemptTask, OutputTarget
 
 MIB = 1 << 20
@@ -189,10 +189,14 @@ class World:
 
     def join(self, address: str, device: Device = CPU, *, slots: int = 1, has_nanny: bool = True) -> None:
         """A worker process says hello, and what its device's memory is like: all free."""
-        self.driver.hear(Hello(address, address, 1, device, CPU, slots, has_nanny))
+        self.driver.hear(Hello(address, address, address, 1, device, CPU, slots, has_nanny))
         known = {each.uuid: each for each in (device, CPU)}
         free = [DeviceSnapshot(each.uuid, each.total_bytes, 0) for each in known.values()]
         self.driver.hear(Readings(tuple(free)))
+
+    def leave(self, address: str, *, expected: bool = False) -> None:
+        """The scheduler has removed a worker process."""
+        self.driver.hear(Left(address, address, expected))
 
     def end(self, future: FakeFuture, outcome: Outcome | None = None, **report: Any) -> None:
         """The worker tells how an attempt ended."""

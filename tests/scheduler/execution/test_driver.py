@@ -53,6 +53,23 @@ def test_a_run_whose_last_jobs_finish_while_it_is_being_stopped_is_done() -> Non
     assert world.record.finishes["a"] == ("done", "done on cpu")
 
 
+def test_a_worker_whose_end_is_told_before_its_hello_gets_nothing() -> None:
+    world = World(lambda future: world.end(future))
+    world.leave("w1")
+    world.join("w1")
+    world.join("w2")
+    assert world.run(job("a"), job("b")) == "done"
+    assert {future.address for future in world.futures} == {"w2"}
+
+
+def test_the_end_of_a_process_is_not_that_of_the_next_one_at_its_address() -> None:
+    world = World(lambda future: world.end(future))
+    world.join("w1")
+    world.driver.hear(Left("w1", "another"))
+    assert world.run(job("a")) == "done"
+    assert len(world.futures) == 1
+
+
 def test_a_run_that_is_stopped_leaves_what_waits_to_be_resumed() -> None:
     world = World(lambda _future: world.driver.stop("enough", 0.0))
     world.join("w1")
@@ -88,7 +105,7 @@ def test_attempts_go_where_least_is_in_flight() -> None:
 def test_an_attempt_that_ended_before_its_worker_died_counts() -> None:
     def end_and_die(future: FakeFuture) -> None:
         world.end(future)
-        world.driver.hear(Left("w1"))
+        world.leave("w1")
 
     world = World(end_and_die)
     world.join("w1")
@@ -99,7 +116,7 @@ def test_an_attempt_that_ended_before_its_worker_died_counts() -> None:
 def test_news_of_an_attempt_that_was_given_up_is_ignored() -> None:
     def die_then_live(future: FakeFuture) -> None:
         if len(world.futures) == 1:
-            world.driver.hear(Left("w1"))
+            world.leave("w1")
             world.join("w2")
         else:
             world.end(world.futures[0], Failed("too late"))
@@ -114,7 +131,7 @@ def test_news_of_an_attempt_that_was_given_up_is_ignored() -> None:
 def test_a_retry_after_a_death_may_replace_what_the_dead_worker_wrote() -> None:
     def die_once(future: FakeFuture) -> None:
         if future.address == "w1":
-            world.driver.hear(Left("w1"))
+            world.leave("w1")
             world.join("w2")
         else:
             world.end(future)
@@ -127,7 +144,7 @@ def test_a_retry_after_a_death_may_replace_what_the_dead_worker_wrote() -> None:
 
 def test_jobs_whose_worker_dies_twice_under_them_are_set_aside() -> None:
     def die(future: FakeFuture) -> None:
-        world.driver.hear(Left(future.address))
+        world.leave(future.address)
         world.join(f"w{len(world.futures) + 1}")
 
     world = World(die)
@@ -142,7 +159,7 @@ def test_jobs_whose_worker_dies_twice_under_them_are_set_aside() -> None:
 def test_jobs_of_a_device_whose_worker_never_comes_back_go_elsewhere() -> None:
     def work(future: FakeFuture) -> None:
         if future.address == "g1":
-            world.driver.hear(Left("g1"))
+            world.leave("g1")
         else:
             world.end(future)
 
@@ -159,7 +176,7 @@ def test_a_worker_that_comes_back_late_gets_jobs_again() -> None:
 
     def work(future: FakeFuture) -> None:
         if future.address == "g1":
-            world.driver.hear(Left("g1"))
+            world.leave("g1")
         else:
             world.end(future)
 
@@ -179,7 +196,7 @@ def test_a_worker_that_comes_back_late_gets_jobs_again() -> None:
 
 def test_without_any_worker_left_the_run_stops_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scheduler.execution.crew.ABSENCE_S", 0.0)
-    world = World(lambda future: world.driver.hear(Left(future.address)))
+    world = World(lambda future: world.leave(future.address))
     world.join("w1")
     assert world.run(job("a"), job("b"), job("c")) == "stopped"
     assert set(world.record.finishes) == {"a", "b", "c"}
@@ -194,7 +211,7 @@ def test_while_a_nanny_may_bring_its_process_back_the_run_goes_on() -> None:
 
     def work(future: FakeFuture) -> None:
         if future.address == "w1":
-            world.driver.hear(Left("w1"))
+            world.leave("w1")
         else:
             world.end(future)
 
@@ -213,7 +230,7 @@ def test_while_a_nanny_may_bring_its_process_back_the_run_goes_on() -> None:
 def test_an_elastic_cluster_is_waited_for_as_long_as_somebody_is_expected() -> None:
     expected = iter([True] * 20)
     terms = ClusterTerms(elastic=True, expected=lambda: next(expected, False))
-    world = World(lambda future: world.driver.hear(Left(future.address)), terms)
+    world = World(lambda future: world.leave(future.address), terms)
     world.join("w1")
     assert world.run(job("a")) == "stopped"
     assert next(expected, None) is None
@@ -224,7 +241,7 @@ def test_what_comes_to_an_elastic_cluster_late_is_used() -> None:
     def work(future: FakeFuture) -> None:
         if future.address == "w1":
             world.driver.hear(Leaving("w1", "preempted"))
-            world.driver.hear(Left("w1"))
+            world.leave("w1")
             world.join("w2")
         else:
             world.end(future)
@@ -251,7 +268,7 @@ def test_dasks_word_on_a_dead_worker_is_left_to_the_scheduler_plugins() -> None:
     def die(future: FakeFuture) -> None:
         if future.address == "w1":
             future.fail(killed_worker())
-            world.driver.hear(Left("w1"))
+            world.leave("w1")
             world.join("w2")
         else:
             world.end(future)
@@ -308,7 +325,7 @@ def test_a_worker_that_leaves_in_order_is_given_time_to_tell_how_its_attempts_en
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def leave(future: FakeFuture) -> None:
-        world.driver.hear(Left("w1", expected=True))
+        world.leave("w1", expected=True)
         world.driver.hear(Leaving("w1", "it is being closed"))
 
     world = World(leave, ClusterTerms(elastic=True, drain_s=1e9))
@@ -329,7 +346,7 @@ def test_an_attempt_that_a_leaving_worker_did_not_end_is_no_strike() -> None:
     def leave(future: FakeFuture) -> None:
         if len(world.futures) <= 3:
             world.driver.hear(Leaving(future.address, "preempted"))
-            world.driver.hear(Left(future.address))
+            world.leave(future.address)
             world.join(f"w{len(world.futures) + 1}")
         else:
             world.end(future)
@@ -456,7 +473,7 @@ def test_nothing_is_given_to_a_worker_that_ends_with_its_attempt() -> None:
 
     def back(_state: str) -> None:
         if world.client.restarted and world.fleet.get("w2") is None:
-            world.driver.hear(Left("w1"))
+            world.leave("w1")
             world.join("w2")
 
     world = World(work)
@@ -475,7 +492,7 @@ def test_neighbours_of_an_attempt_that_took_too_long_are_requeued_without_a_stri
 
     def gone(_state: str) -> None:
         if world.client.restarted and world.fleet.get("w2") is None:
-            world.driver.hear(Left("w1"))
+            world.leave("w1")
             world.join("w2")
 
     world = World(work)
@@ -563,7 +580,7 @@ def test_a_step_that_does_not_stop_is_left_alone_for_a_while() -> None:
 def test_a_cancelled_attempt_whose_worker_dies_is_cancelled() -> None:
     def work(future: FakeFuture) -> None:
         world.driver.cancel("a", "not needed")
-        world.driver.hear(Left("w1"))
+        world.leave("w1")
 
     world = World(work)
     world.join("w1")
@@ -593,7 +610,7 @@ def test_an_array_that_goes_with_its_worker_is_made_again_without_a_strike() -> 
         future.array = killed_worker() if lost else np.ones((1, 1, 1))
         world.end(future)
         if lost:
-            world.driver.hear(Left(future.address))
+            world.leave(future.address)
             world.join(f"w{len(world.futures) + 1}")
 
     world = World(work, returns_array=True)
@@ -780,7 +797,7 @@ def test_equal_failures_stop_the_run_and_cancel_the_rest() -> None:
 def test_what_a_worker_lacks_is_remarked_with_its_name() -> None:
     world = World(lambda future: world.end(future))
     world.join("w1")
-    world.driver.hear(Hello("w2", "w2", 2, CPU, CPU, 1, True, problems=("it has another Python",)))
+    world.driver.hear(Hello("w2", "w2", "w2", 2, CPU, CPU, 1, True, problems=("it has another Python",)))
     assert world.run(job("a")) == "done"
     assert world.record.remarks == ["worker w2: it has another Python"]
 
@@ -803,7 +820,7 @@ def test_a_worker_that_is_held_up_with_the_table_in_hand_is_ended(monkeypatch: p
 
     def replace_it(_state: str) -> None:
         if world.client.restarted == ["w1"] and len(world.futures) == 1:
-            world.driver.hear(Left("w1", expected=False))
+            world.leave("w1", expected=False)
             world.join("w2")
 
     world.record.on_moment = replace_it

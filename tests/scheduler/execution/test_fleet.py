@@ -1,15 +1,21 @@
 """What worker processes make up a device, and which of them gets an attempt."""
 
 from dataclasses import replace
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from scheduler.core.model import Device, DeviceKind
 from scheduler.execution.fleet import Fleet
+from scheduler.execution.jobs import Chain
 from scheduler.execution.messages import Hello
 from scheduler.execution.task import AttemptTask
+from scheduler.execution.usable import Planner
+from scheduler.steps.errors import StepError
+from scheduler.steps.resolve import StepSpec
 
 CPU = Device("C", "cpu", DeviceKind.CPU, 1 << 30)
 GPU = Device("G", "gpu0", DeviceKind.CUDA, 1 << 30, prefetch=1)
@@ -23,6 +29,17 @@ class Client:
 
     def __init__(self) -> None:
         self.sent: list[str] = []
+        self.restarted: list[str] = []
+        self.answers = Event()
+
+    def run(self, function: Any, *_: Any, workers: list[str], wait: bool = True, **__: Any) -> dict[str, Any]:
+        if wait:
+            assert self.answers.wait(30.0)
+        return {address: {} for address in workers}
+
+    def restart_workers(self, workers: list[str], **_: Any) -> None:
+        self.restarted += workers
+        self.answers.set()
 
     def submit(self, *_: Any, workers: list[str], **__: Any) -> Any:
         self.sent += workers
@@ -30,7 +47,7 @@ class Client:
 
 
 def hello(address: str, device: Device = CPU, slots: int = 1) -> Hello:
-    return Hello(address, address, 1, device, replace(CPU, slots=0), slots, has_nanny=True)
+    return Hello(address, address, address, 1, device, replace(CPU, slots=0), slots, has_nanny=True)
 
 
 def task(number: int) -> AttemptTask:
@@ -61,3 +78,25 @@ def test_attempts_go_where_there_is_least_to_do_for_each_slot() -> None:
         fleet.submit_attempt(task(number), device="C")
     assert sorted(client.sent[:4]) == ["one", "three", "three", "three"]
     assert sorted(client.sent) == ["one"] * 2 + ["three"] * 6
+
+
+def test_a_process_that_does_not_answer_is_not_waited_for() -> None:
+    fleet = Fleet(Client(), "topic")
+    process = fleet.add(hello("a", GPU))
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.01 s"):
+        fleet.run_on(process, len, timeout_s=0.01)
+    fleet.client.answers.set()
+    assert fleet.run_on(process, len, timeout_s=30.0) == {}
+
+
+def test_a_library_that_hangs_a_gpus_worker_is_not_used_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.execution.usable.ANSWER_S", 0.01)
+    client, remarks = Client(), list[str]()
+    fleet = Fleet(client, "topic")
+    fleet.add(replace(hello("g", GPU), installed=("torch",)))
+    chain = Chain.of([StepSpec("gaussian", {"sigma": 1.0}, memory=("torch",))])
+    with pytest.raises(StepError, match="the worker of gpu0 hung when it loaded torch"):
+        Planner(fleet, remarks.append).plans(chain, ((2, 3, 5), "uint16"))
+    assert client.answers.wait(30.0)
+    assert client.restarted == ["g"]
+    assert remarks == ["the worker of gpu0 hung when it loaded torch: no answer within 0.01 s"]

@@ -14,7 +14,7 @@ import pytest
 from memcore import backend_of
 from scheduler.core.events import Done, TimedOut, WorkerDied
 from scheduler.execution.activity import WAITS, Attempts
-from scheduler.execution.messages import Left, Pulse
+from scheduler.execution.messages import Pulse
 from scheduler.execution.run import run
 from scheduler.execution.status import RunStatus
 from scheduler.execution.watchdog import STUCK_S, Watchdog
@@ -207,7 +207,7 @@ def test_of_two_that_are_overdue_in_one_process_only_the_first_has_timed_out(
 
     def gone(_state: str) -> None:
         if world.client.restarted and world.fleet.get("w2") is None:
-            world.driver.hear(Left("w1"))
+            world.leave("w1")
             world.join("w2")
 
     world = World(work)
