@@ -340,8 +340,10 @@ class Driver(UnderWay):
         self._record.remark(f"worker {process.hello.name} is replaced: {reason}")
         self._fleet.restart(process)
         self.crew.devices_changed(reason)
-        for key in list(process.in_flight):
-            self._end(key, WorkerDied(reason), None)
+        keys = list(process.in_flight)
+        hung = self._watchdog.holds_up(keys[0], now) if keys else None
+        for key in keys:
+            self._end(key, WorkerDied(reason, blame=key == hung), None)
 
     def _pulse(self, pulse: Pulse) -> None:
         now = time.monotonic()

@@ -811,21 +811,29 @@ def test_a_worker_that_is_held_up_with_the_table_in_hand_is_ended(monkeypatch: p
         return []
 
     def work(future: FakeFuture) -> None:
-        if len(world.futures) > 1:
+        if len(world.futures) == 2:
+            world.driver.hear(Pulse("w1", {("a", 1): (9.0, "computes", 0.0)}))
+        elif len(world.futures) > 2:
             free.set()
             world.end(future)
 
     world = World(work, take_snapshots=look, table_holder=lambda: None if free.is_set() else 1)
-    world.join("w1")
+    world.join("w1", slots=2)
+    world.dispatcher.estimates.observe_host_peak("kind", "kind", ON_CPU, MIB)
 
     def replace_it(_state: str) -> None:
-        if world.client.restarted == ["w1"] and len(world.futures) == 1:
+        if world.client.restarted == ["w1"] and len(world.futures) == 2:
             world.leave("w1", expected=False)
-            world.join("w2")
+            world.join("w2", slots=2)
 
     world.record.on_moment = replace_it
-    assert world.run(job("a")) == "done"
+    assert world.run(job("a"), job("b")) == "done"
     (died, done) = world.record.outcomes["a"]
     assert isinstance(died, WorkerDied)
     assert "has kept the reservation table" in died.reason
+    assert died.blame
+    assert isinstance(done, Done)
+    (beside, done) = world.record.outcomes["b"]
+    assert isinstance(beside, WorkerDied)
+    assert not beside.blame
     assert isinstance(done, Done)

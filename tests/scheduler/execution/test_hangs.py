@@ -26,6 +26,7 @@ from tests.scheduler.execution.tiny_runs import MakeConfig, decided, outcomes, s
 DEADLINE_S = 120.0
 # A fresh process loads a library first, which counts.
 TIMEOUT_S = 15.0
+REPLACED = [("worker_died",), ("worker_died", "worker_died")]
 A, B = ("a", 1), ("b", 1)
 # libc's sleep, called without giving up the interpreter's lock: no other thread of the process runs.
 HANGS = {"sleeps": "time.sleep(3600)", "holds the GIL": "ctypes.PyDLL(None).sleep(3600)"}
@@ -62,13 +63,16 @@ def test_a_hung_step_is_stopped_in_time_and_its_neighbours_are_requeued_without_
     assert failure.job == "name-n02"
     assert "its timeout_s is 15" in failure.reason
     ends = outcomes(summary)
-    assert ends.pop("name-n02") == ("timed_out",)
+    *replaced, last = ends.pop("name-n02")
+    assert last == "timed_out"
+    # One that holds the GIL may do so in the middle of a look at the reservation table, which can't wait.
+    assert replaced in ([], ["worker_died"])
     # What had been admitted behind it was in the process too.
-    beside = [name for name, tries in ends.items() if tries == ("worker_died", "done")]
+    beside = [name for name, tries in ends.items() if tries[:-1] in REPLACED and tries[-1] == "done"]
     assert beside
     assert {ends[name] for name in ends.keys() - beside} == {("done",)}
     assert all("through no fault of its own" in decided(summary, name) for name in beside)
-    (hung,) = tried(summary, "name-n02")
+    hung = tried(summary, "name-n02")[-1]
     print(f"hung for {hung.ended - hung.began:.1f} s with a timeout_s of {TIMEOUT_S:g} s")
 
 

@@ -20,6 +20,7 @@ from scheduler.execution.status import JobFailure, RunSummary
 from scheduler.images.errors import InputError, OutputError
 from scheduler.images.sample import write_sample
 from scheduler.screens import cli
+from tests.scheduler.dask_programs import wait_for
 
 CONFIG = """\
 input: {path: img, pattern: "{well}_s{site}_z{z}_c{channel}.tif"}
@@ -219,6 +220,8 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, config):
                 signal.sigtimedwait([], 0.05)
             process.send_signal(signal.SIGINT)
             assert "stopping" in errors.readline()
+            (status_file,) = (tmp_path / "out").glob(".stackyard/*/status.json")
+            wait_for("stopping", lambda: json.loads(status_file.read_text())["state"] == "stopping")
             (tmp_path / "signalled").touch()
             out, rest = process.communicate(timeout=60)
         finally:
