@@ -388,7 +388,6 @@ def inner() -> Callable[..., Any]:
         ([f"{tried_steps.__name__}:gone"], StepError, "gone"),
         (["no_such_module:step"], StepError, "no_such_module"),
     ],
-    ids=str,
 )
 def test_what_is_no_chain_is_refused(
     scheduler: StackScheduler, steps: Any, error: type[Exception], said: str
