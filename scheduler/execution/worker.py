@@ -382,6 +382,8 @@ class WorkerState:
             step.close()
         self.pools.close()
         self._reservations.note_leases([lease for state in self._others() for lease in state.pools.leases()])
+        if not self._others():
+            self._reservations.withdraw()
         self._reservations.close()
 
 

@@ -182,6 +182,15 @@ class Reservations:
         with self._transaction() as connection:
             self._measure(connection, this_process(), device, held, reclaimable)
 
+    def withdraw(self) -> None:
+        """This process works here no more: what it holds counts as a stranger's, until it measures again."""
+        process = this_process()
+        with self._transaction() as connection:
+            connection.execute(
+                "DELETE FROM held WHERE pid = ? AND started = ? AND namespace = ?",
+                (process.pid, process.started, process.namespace),
+            )
+
     def processes(self, device: str) -> tuple[ProcessMemory, ...]:
         """Every living process that has reserved or holds something on a device."""
         with self._transaction() as connection:

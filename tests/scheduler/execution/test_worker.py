@@ -68,6 +68,17 @@ def test_a_worker_that_waits_for_work_says_when_its_memory_is_back(
     until(lambda: mine(table, HOST).held_bytes < held - 200 * MIB)
 
 
+def test_a_process_that_works_no_more_holds_nothing_as_ours(tmp_path: Path, table: Reservations) -> None:
+    """A notebook with a `LocalCluster` in its own process goes on when the scheduler is closed."""
+    worker = WorkerState(WorkerSettings(TAG, str(tmp_path), (HOST,)), HOST, HOST)
+    try:
+        worker.report_memory()
+        assert mine(table, HOST).held_bytes
+    finally:
+        worker.close()
+    assert table.processes(HOST.uuid) == ()
+
+
 def test_a_reservation_is_judged_by_what_the_process_holds_now(
     make_worker: Callable[[Device], WorkerState], table: Reservations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
