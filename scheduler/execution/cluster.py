@@ -10,6 +10,7 @@ from typing import Any
 
 import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed.comm import CommClosedError
 
 from scheduler.core.model import Device, DeviceKind
 from scheduler.execution.devices import usable_cores
@@ -78,6 +79,7 @@ def local_cluster(devices: Sequence[Device], *, host_limit: int) -> Iterator[Cli
         # Read by each Nanny when it is made, and applied before its process starts.
         "distributed.nanny.pre-spawn-environ": threads,
     }
+    logging.getLogger("asyncio").addFilter(tells_news)
     # A Nanny puts these into its own process, which is this one, to hand them on.
     with dask.config.set(settings), _restored_environment(threads):
         with _ctrl_c_held_back():
@@ -100,6 +102,14 @@ def local_cluster(devices: Sequence[Device], *, host_limit: int) -> Iterator[Cli
         with _quiet_scheduler(), cluster, Client(cluster) as client:
             client.wait_for_workers(len(specification))
             yield client
+
+
+def tells_news(record: logging.LogRecord) -> bool:
+    """False for what asyncio says of a task of Dask's that was reading as its connection was closed.
+
+    Nobody waits for such a task, and it is collected at any time, after the cluster's end too.
+    """
+    return not (record.exc_info and isinstance(record.exc_info[1], CommClosedError))
 
 
 @contextlib.contextmanager

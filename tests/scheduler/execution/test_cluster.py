@@ -1,15 +1,17 @@
 """The embedded cluster: what its processes are told, and whom it listens to."""
 
 import ipaddress
+import logging
 import os
 import signal
 from pathlib import Path
 
 import psutil
 import pytest
+from distributed.comm import CommClosedError
 
 from scheduler.core.model import Device, DeviceKind
-from scheduler.execution.cluster import WRITERS, local_cluster, worker_specification
+from scheduler.execution.cluster import WRITERS, local_cluster, tells_news, worker_specification
 from scheduler.execution.environment import worker_environment
 
 GIB = 1 << 30
@@ -89,3 +91,12 @@ def test_ctrl_c_while_workers_start_does_not_end_them(
     with local_cluster((CPU,), host_limit=2 * GIB) as client:
         assert len(client.scheduler_info(n_workers=-1)["workers"]) == CPU.slots
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(CommClosedError("in <TCP>: Stream is closed"), False), (OSError(), True)]
+)
+def test_a_connection_that_is_closed_while_somebody_reads_is_no_news(error: Exception, told: bool) -> None:
+    what = (type(error), error, None)
+    record = logging.LogRecord("asyncio", logging.ERROR, "", 0, "never retrieved", (), what)
+    assert tells_news(record) is told

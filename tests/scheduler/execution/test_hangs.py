@@ -32,7 +32,7 @@ A, B = ("a", 1), ("b", 1)
 HANGS = {"sleeps": "time.sleep(3600)", "holds the GIL": "ctypes.PyDLL(None).sleep(3600)"}
 
 
-def hanging_step(folder: Path, how: str, job_id: str = "name-n02") -> None:
+def hanging_step(folder: Path, how: str, job_id: str) -> None:
     """A module `hanging` whose step hangs at one job."""
     (folder / "hanging.py").write_text(
         "import ctypes, time\n"
@@ -48,31 +48,31 @@ def hanging_step(folder: Path, how: str, job_id: str = "name-n02") -> None:
 def test_a_hung_step_is_stopped_in_time_and_its_neighbours_are_requeued_without_a_strike(
     tmp_path: Path, make_config: MakeConfig, how: str
 ) -> None:
-    hanging_step(tmp_path, how)
+    hanging_step(tmp_path, how, "name-n04")
     config = step_config(
         make_config,
-        stacks(tmp_path / "in", 7),
+        stacks(tmp_path / "in", 9),
         "hanging",
         "pyclesperanto",
         devices={"gpus": {"virtual": ["8MiB"]}, "cpu": False},
         jobs={"timeout_s": TIMEOUT_S},
     )
     summary = run(config)
-    assert (summary.done, summary.failed, summary.lost) == (6, 1, 0)
+    assert (summary.done, summary.failed, summary.lost) == (8, 1, 0)
     (failure,) = summary.failures
-    assert failure.job == "name-n02"
+    assert failure.job == "name-n04"
     assert "its timeout_s is 15" in failure.reason
     ends = outcomes(summary)
-    *replaced, last = ends.pop("name-n02")
+    *replaced, last = ends.pop("name-n04")
     assert last == "timed_out"
     # One that holds the GIL may do so in the middle of a look at the reservation table, which can't wait.
     assert replaced in ([], ["worker_died"])
     # What had been admitted behind it was in the process too.
     beside = [name for name, tries in ends.items() if tries[:-1] in REPLACED and tries[-1] == "done"]
-    assert beside
+    assert beside, ends
     assert {ends[name] for name in ends.keys() - beside} == {("done",)}
     assert all("through no fault of its own" in decided(summary, name) for name in beside)
-    hung = tried(summary, "name-n02")[-1]
+    hung = tried(summary, "name-n04")[-1]
     print(f"hung for {hung.ended - hung.began:.1f} s with a timeout_s of {TIMEOUT_S:g} s")
 
 

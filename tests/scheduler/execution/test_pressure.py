@@ -1,5 +1,6 @@
 """What a run does when its devices have no room: the CPU, waiting, or a failure with the figures."""
 
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ pytest.importorskip("torch", reason="needs torch: virtual GPUs hold no NumPy arr
 
 MakeConfig = Callable[..., RunConfig]
 CAPACITY = 8 << 20
-TAG = "stackyard-test-pressure"
+TAG = f"test-pressure-{secrets.token_hex(3)}"
 GAUSSIAN = [{"use": "gaussian", "with": {"sigma": 1.0}}]
 
 

@@ -1,6 +1,7 @@
 """With `reproducible: true` the rest of a run is done as its first part was, or fails with the reason."""
 
 import json
+import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from tests.scheduler.execution.tiny_runs import MakeConfig, stacks, tried
 
 pytestmark = pytest.mark.skipif(not backend_of("pyclesperanto").installed(), reason="needs pyclesperanto")
 
-TAG = "stackyard-test-reproducible"
+TAG = f"test-reproducible-{secrets.token_hex(3)}"
 CAPACITY = 1 << 20
 ON_GPU = {"gpus": {"virtual": [CAPACITY], "name": TAG}, "cpu": True}
 ON_CPU = {"gpus": [], "cpu": True}

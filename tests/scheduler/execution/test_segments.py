@@ -1,5 +1,6 @@
 """A chain that leaves its device: the device works on while others read, compute on the host, and write."""
 
+import secrets
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tests.scheduler.execution.tiny_runs import MakeConfig, stacks, tried
 
 pytestmark = pytest.mark.skipif(not backend_of("pyclesperanto").installed(), reason="needs pyclesperanto")
 
-TAG = "stackyard-test-segments"
+TAG = f"test-segments-{secrets.token_hex(3)}"
 CAPACITY = 8 << 20
 JOBS = 11
 STEPS = (
