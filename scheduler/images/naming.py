@@ -8,6 +8,9 @@ from scheduler.images.atomic import partial_path
 from scheduler.images.errors import OutputError
 from scheduler.images.patterns import nearest
 
+STACK_FIELD = "stack"
+"""In a template, the name of a result among those of its job."""
+
 SUFFIXES = {"tiff": ".tif", "ome-tiff": ".ome.tif", "ome-zarr": ".ome.zarr"}
 
 
