@@ -182,7 +182,8 @@ def find_groups(config: RunConfig) -> list[StackGroup]:
 def _results(group: StackGroup, names: Sequence[str], template: str) -> list[StackSource]:
     """What is known of a job's results before they are made, in the words for stacks that are there."""
     first = group.stacks[0][1]
-    if len(group.stacks) == 1 and names == (STACK,) and STACK_FIELD not in template_fields(template):
+    told_apart = len(names) > 1 or STACK_FIELD in template_fields(template)
+    if len(group.stacks) == 1 and names == (STACK,) and not told_apart:
         return [first]
     planes = tuple(plane for _, source in group.stacks for plane in source.planes)
     problem = next((source.problem for _, source in group.stacks if source.problem), "")
@@ -191,7 +192,7 @@ def _results(group: StackGroup, names: Sequence[str], template: str) -> list[Sta
     return [
         replace(
             named,
-            fields=_with_stack(group.fields, name),
+            fields=_with_stack(group.fields, name) if told_apart else group.fields,
             channel_name=(stacks[name].channel_name if name in stacks else None) or name,
         )
         for name in names

@@ -49,7 +49,10 @@ def check_parameters(
     there = {*given, *arrays}
     missing = [key for key, each in named.items() if each.default is each.empty and key not in there]
     if missing:
-        raise StepError(f"{name} needs {', '.join(missing)}: add it under with")
+        raise StepError(
+            f"{name} needs {', '.join(missing)}: add it under with (an array in a file under arrays, "
+            "another stack under inputs)"
+        )
     check_values(name, function, given)
 
 

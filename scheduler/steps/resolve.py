@@ -17,6 +17,7 @@ from scheduler.steps.step_class import ClassCall
 
 BUILT_IN = {
     "convert_dtype": "scheduler.steps.change_dtype:convert_dtype",
+    "flat_field": "scheduler.steps.flat_field:flat_field",
     "gaussian": "scheduler.steps.gaussian:gaussian",
     "max_projection": "scheduler.steps.max_projection:max_projection",
     "rescale_intensity": "scheduler.steps.rescale_intensity:rescale_intensity",
@@ -199,6 +200,7 @@ def resolve_step(
     memory: Sequence[str] | None = None,
     declare: Mapping[str, Any] | None = None,
     search_path: Sequence[str] | None = None,
+    arrays: Mapping[str, ArrayFile] | None = None,
 ) -> ResolvedStep:
     """Resolve a step from its description, as in a config file; see `StepSpec`."""
     return StepSpec(
@@ -207,6 +209,7 @@ def resolve_step(
         None if memory is None else tuple(memory),
         declare,
         tuple(map(str, search_path or ())),
+        arrays=dict(arrays or {}),
     ).resolve()
 
 
