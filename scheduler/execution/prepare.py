@@ -1,6 +1,6 @@
 """Everything about a run that can be found out before anything starts: stacks, steps, outputs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -111,8 +111,7 @@ def prepare(config: RunConfig, *, overwrite: bool) -> PreparedRun:
     prepared = look(config)
     check_output_folder(config.output.path)
     if not overwrite:
-        refuse_existing_outputs("outputs", (path for job in prepared.jobs for path in job.paths))
-        refuse_existing_outputs("tables", (path for job in prepared.jobs for path in job.tables.values()))
+        refuse_existing_outputs(prepared.jobs)
     return prepared
 
 
@@ -247,14 +246,19 @@ def _array_file(use: str, keyword: str, path: Path) -> ArrayFile:
         raise StepError(f"{use}: arrays.{keyword}: {error}") from error
 
 
-def refuse_existing_outputs(what: str, paths: Iterable[Path]) -> None:
-    """OutputError naming those of the paths where something is already."""
-    outputs = list(dict.fromkeys(paths))
+def refuse_existing_outputs(jobs: Sequence[PreparedJob]) -> None:
+    """OutputError naming outputs, or else tables that steps may give, that are there already."""
+    outputs = list(dict.fromkeys(path for job in jobs for path in job.paths))
+    tables = dict.fromkeys(path for job in jobs for path in job.tables.values())
     existing = [path for path in outputs if path.exists()]
+    what = f"{len(existing)} of {len(outputs)} outputs"
+    if not existing:
+        existing = [path for path in tables if path.exists()]
+        what = f"{len(existing)} tables"
     if existing:
         names = ", ".join(path.name for path in existing[:NAMED_AT_MOST])
         more = f" and {len(existing) - NAMED_AT_MOST} more" if len(existing) > NAMED_AT_MOST else ""
         raise OutputError(
-            f"{len(existing)} of {len(outputs)} {what} exist already in {existing[0].parent}: "
+            f"{what} exist already in {existing[0].parent}: "
             f"{names}{more}; pass --overwrite to replace them, or give the run another output folder"
         )

@@ -53,8 +53,7 @@ def resume(
         _refuse_other_arrays(whole, run_dir)
         prepared = _unfinished(whole, rows)
         check_output_folder(config.output.path)
-        if prepared.jobs:
-            write_plates(whole, overwrite=True)
+        write_plates(whole, overwrite=True)
         remove_partials(prepared.folders(), read_worker_pids(run_dir))
 
         def go_on() -> JournalRecord:

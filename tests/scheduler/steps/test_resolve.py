@@ -152,7 +152,7 @@ def test_a_function_of_another_library_runs_by_its_declaration() -> None:
         (
             "gausian",
             {},
-            r"no step 'gausian' \(did you mean 'gaussian'\?\)\. Built in are convert_dtype, flat_field, gaussian",
+            r"no step 'gausian' \(did you mean 'gaussian'\?\)\. Built in are convert_dtype, flat_field",
         ),
         ("zzz", {}, "no step 'zzz'. Built in are"),
         ("gaussian", {}, "gaussian needs sigma"),
