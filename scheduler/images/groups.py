@@ -55,7 +55,7 @@ def group_stacks(sources: Sequence[StackSource], inputs: Mapping[str, Select]) -
         try:
             check_select(select, known, values)
         except InputError as error:
-            raise InputError(f"inputs: {name}: {str(error).removeprefix('select: ')}") from error
+            raise InputError(f"inputs: {name}: {error}") from error
     groups: dict[tuple[tuple[str, str], ...], dict[str, list[StackSource]]] = {}
     for source in sound:
         shared = tuple((name, value) for name, value in source.fields if name not in chosen_by)

@@ -176,7 +176,7 @@ def test_a_well_without_one_of_its_channels_is_named(two_channels: RunConfig, pl
 def test_a_channel_that_is_nowhere_is_named_with_those_there_are(make_config: MakeConfig) -> None:
     steps = [{"use": "max_projection", "inputs": {"image": {"channel": 3}}}]
     config = make_config(steps=steps, output={"path": "out", "name": "{well}"})
-    with pytest.raises(InputError, match=r"inputs: image: no channel is 3; there are 2: 1, 2"):
+    with pytest.raises(InputError, match=r"inputs: image: select: no channel is 3; there are 2: 1, 2"):
         look(config)
 
 
