@@ -12,7 +12,7 @@ from scheduler.execution.task import OutputTarget
 from scheduler.images.arrays import ArrayFile
 from scheduler.images.errors import ImageError, OutputError
 from scheduler.images.groups import StackGroup, group_stacks
-from scheduler.images.naming import STACK_FIELD, SUFFIXES
+from scheduler.images.naming import STACK_FIELD, table_path
 from scheduler.images.outputs import (
     Destination,
     check_output_folder,
@@ -206,10 +206,12 @@ def _table_path(config: RunConfig, group: StackGroup, label: str, outputs: Mappi
     """Where a table goes: named as the stacks are, or beside the plate that they are in."""
     target = config.output
     first = next(iter(outputs.values()))
+    if first.channel is None and STACK_FIELD not in template_fields(target.name):
+        return table_path(first.path, target.format)
     if first.channel is None:
         fields = dict(_with_stack(group.fields, label))
         path = output_path(target.path, target.name, fields, target.format)
-        return path.with_name(f"{path.name.removesuffix(SUFFIXES[target.format])}.csv")
+        return table_path(path, target.format)
     plate = target.name.partition("/")[0].partition(".")[0]
     return target.path / f"{plate}_{group.name}_{label}.csv"
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scheduler.execution.step_call import StepTable
 from scheduler.execution.task import AttemptTask, OutputRecord, OutputTarget, Stack, StepRecord, named_stacks
 from scheduler.images.errors import OutputError
+from scheduler.images.naming import table_path
 from scheduler.images.outputs import write_stack
 from scheduler.images.plates import Destination
 from scheduler.images.stack import StackSource
@@ -102,8 +103,7 @@ def _write_stack(
 def _table_path(target: OutputTarget, label: str) -> Path:
     if label in target.tables:
         return Path(target.tables[label])
-    path = Path(target.path)
-    return path.with_name(f"{path.name.partition('.')[0]}.csv")
+    return table_path(Path(target.path), target.format)
 
 
 def _named(stack: Stack) -> str:

@@ -108,6 +108,13 @@ def template_fields(template: str) -> list[str]:
     return fields
 
 
+def table_path(path: Path, format: str) -> Path:
+    """Where a table goes that belongs to the stack at `path`: .csv takes the place of the format's ending."""
+    suffix = suffix_of(format)
+    stem = path.name[: -len(suffix)] if path.name.lower().endswith(suffix) else path.name
+    return path.with_name(f"{stem}.csv")
+
+
 def suffix_of(format: str) -> str:
     """The ending of a format's names; OutputError for an unknown one, with the nearest."""
     if format not in SUFFIXES:

@@ -139,7 +139,8 @@ def _plans(form: FormForecast, *, several: bool) -> Table:
 def _about_plans(form: FormForecast) -> Iterator[Text]:
     for each in form.whole:
         if each.plan.conversions:
-            yield Text(f"{each.plan.name} converts {'; '.join(each.plan.conversions)}", style="dim")
+            what = "converts of each stack" if len(form.stacks) > 1 else "converts"
+            yield Text(f"{each.plan.name} {what} {'; '.join(each.plan.conversions)}", style="dim")
         blocks = form.blocks(each)
         if blocks:
             bytes_of = attrgetter("device_bytes" if each.device_bytes else "host_bytes")
