@@ -14,7 +14,7 @@ from scheduler.execution.step_call import StepTable, call_step
 from scheduler.images.arrays import ArrayFile
 from scheduler.images.errors import ImageError
 from scheduler.steps.context import StepContext
-from scheduler.steps.resolve import ResolvedStep
+from scheduler.steps.resolve import ResolvedStep, StepSpec
 
 IMAGE = np.full((2, 3, 5), 4, np.uint16)
 NUCLEI = np.full((1, 3, 5), 7, np.uint8)
@@ -201,3 +201,25 @@ def test_a_chain_of_named_stacks_ends_in_host_memory() -> None:
 def test_a_block_has_no_table() -> None:
     with pytest.raises(ContractError, match=r"the chain gave stack, a table by seg: .*isn't splittable"):
         run_chain(IMAGE, [step(lambda stack: (stack, {"a": [1]}))], make_context=context)
+
+
+def test_a_step_class_takes_named_stacks_and_arrays_in_its_call(tmp_path: Path, flat: ArrayFile) -> None:
+    (tmp_path / "stackyard_named_class.py").write_text(
+        "class Scale:\n"
+        "    declare = {'input': 'numpy'}\n"
+        "    def __init__(self, by):\n"
+        "        self.by = by\n"
+        "    def __call__(self, image, nuclei, *, flat, context):\n"
+        "        assert context.job_id == 'job'\n"
+        "        return self.by * (image[:1] / flat + nuclei)\n"
+    )
+    resolved = StepSpec(
+        "stackyard_named_class:Scale",
+        {"by": 3},
+        search_path=(str(tmp_path),),
+        inputs={"image": "image", "nuclei": "nuclei"},
+        arrays={"flat": flat},
+    ).resolve()
+    carried, _ = called(ChainStep(resolved, "numpy", "cpu"), image=IMAGE, nuclei=NUCLEI)
+    np.testing.assert_array_equal(carried["stack"], 3 * (IMAGE[:1] / 2 + NUCLEI))
+    resolved.close()
