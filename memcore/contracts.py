@@ -104,6 +104,7 @@ class Implementation:
         name = getattr(self.function, "__name__", repr(self.function))
         memory_type, device = check_stack(stack, self.contract.input, f"{name} was given")
         result = self.function(stack, *rest, **keywords)
+        _refuse_table_alone(name, result)
         expected = self.contract.output_type(memory_type)
         for part in _arrays_of(result):
             given_type, given_device = check_stack(part, (expected,), f"{name} gave back")
@@ -248,14 +249,32 @@ def _known(name: str) -> str:
 
 
 def _arrays_of(result: Any) -> tuple[Any, ...]:
-    """The arrays in a step's result: one stack, or a mapping or tuple of stacks, tables and other things."""
+    """The arrays in a step's result: one stack, a mapping of stacks, or a tuple of these and other things."""
     from memcore.registry import resembles_array
 
     if isinstance(result, dict):
         return tuple(part for part in result.values() if resembles_array(part))
     if isinstance(result, tuple):
-        return tuple(part for part in result if resembles_array(part))
+        # Of the mappings in it the first is of stacks; a table's columns are arrays too, and none of them.
+        first = _arrays_of(result[0]) if result and isinstance(result[0], dict) else ()
+        return (*first, *(part for part in result if resembles_array(part)))
     return (result,)
+
+
+def _refuse_table_alone(name: str, result: Any) -> None:
+    """ContractError if a step gave a table, a mapping of columns or a data frame, where stacks are meant."""
+    columns = result.values() if isinstance(result, dict) else ()
+    framed = hasattr(result, "columns") and hasattr(result, "to_dict")
+    if framed or (columns and all(_is_column(column) for column in columns)):
+        raise ContractError(
+            f"{name} gave back a table alone; a table goes with a stack, as in `return stack, table`, "
+            "if need be with the one that the step was given"
+        )
+
+
+def _is_column(part: Any) -> bool:
+    shape = getattr(part, "shape", None)
+    return len(shape) == 1 if shape is not None else isinstance(part, list | tuple)
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from scheduler.config.load import load_config as load_config
     from scheduler.config.model import RunConfig as RunConfig
     from scheduler.execution.errors import ClusterError as ClusterError
+    from scheduler.execution.results import JobFailedError as JobFailedError
+    from scheduler.execution.results import JobResult as JobResult
     from scheduler.execution.resume import resume as resume
     from scheduler.execution.run import run as run
-    from scheduler.execution.session import JobFailedError as JobFailedError
-    from scheduler.execution.session import JobResult as JobResult
     from scheduler.execution.session import StackFuture as StackFuture
     from scheduler.execution.stack_scheduler import StackJob as StackJob
     from scheduler.execution.stack_scheduler import StackScheduler as StackScheduler
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _HOME = {
     "ClusterError": "scheduler.execution.errors",
     "ConfigError": "scheduler.config.errors",
-    "JobFailedError": "scheduler.execution.session",
-    "JobResult": "scheduler.execution.session",
+    "JobFailedError": "scheduler.execution.results",
+    "JobResult": "scheduler.execution.results",
     "RunConfig": "scheduler.config.model",
     "RunStatus": "scheduler.execution.status",
     "RunSummary": "scheduler.execution.status",

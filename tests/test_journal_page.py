@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from scheduler.execution.journal import Journal
+from scheduler.execution.task import OutputRecord
 
 PAGE = (Path(__file__).parent.parent / "docs/journal.md").read_text(encoding="utf-8")
 MIB = 1 << 20
@@ -24,6 +25,11 @@ def journal(tmp_path: Path) -> sqlite3.Connection:
     writer.start_attempt("a", 1, device="CPU-1", plan={}, device_bytes=0, host_bytes=9 * MIB, at=3.0)
     detail = {"host_peak_bytes": 7 * MIB, "on_device": [[3.5, 4.0], [5.0, 5.5]]}
     writer.end_attempt("a", 1, outcome="done", detail=detail, at=5.5)
+    outputs = [
+        OutputRecord("labels", "/out/a.tif", (1, 2, 3), "uint8"),
+        OutputRecord("seg", "/out/a.csv", (4, 2)),
+    ]
+    writer.set_result("a", shape=(1, 2, 3), dtype="uint8", outputs=outputs)
     writer.end_job("a", state="done", reason="done on cpu", at=5.5)
     writer.end_job("b", state="failed", reason="boom", at=6.0)
     writer.end_run(state="done", at=6.0)
@@ -48,6 +54,7 @@ def test_queries(journal):
     ]
     assert answers == [
         [("b", "boom")],
+        [("a", "labels", "/out/a.tif"), ("a", "seg", "/out/a.csv")],
         [("a", "goes to cpu: no room")],
         [("cpu", 1, 2.5)],
         [("a", 0, None, 9 * MIB, 7 * MIB)],

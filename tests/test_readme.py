@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from memcore import MemoryType
 from scheduler.config import RunConfig, load_config
+from scheduler.images.arrays import ArrayFile
 from scheduler.images.sample import write_sample
 from scheduler.screens import cli
 from scheduler.screens.proposal import propose_pattern
@@ -35,6 +37,7 @@ def reference(tmp_path: Path) -> RunConfig:
 
 
 def test_the_yaml_reference_loads_and_names_every_key(reference):
+    assert reference.chosen_inputs == {"image": {"channel": (1,)}, "nuclei": {"channel": (2,)}}
     missing = []
     for name, field in RunConfig.model_fields.items():
         if name == "config_file":
@@ -65,7 +68,9 @@ def test_the_table_of_built_in_steps_says_which_implementations_there_are():
     assert sorted(columns) == sorted(MemoryType)
     for name, cells in rows:
         shown = {column for column, cell in zip(columns, cells.split("|"), strict=True) if "●" in cell}
-        assert shown == set(resolve_step(name, with_=needed.get(name)).step.memory_types), name
+        arrays = {"flat": ArrayFile("flat.tif", (2, 3), "float32", "")} if name == "flat_field" else None
+        step = resolve_step(name, with_=needed.get(name), arrays=arrays).step
+        assert shown == set(step.memory_types), name
 
 
 def test_pictures_are_there():
@@ -141,3 +146,29 @@ def test_the_step_and_the_script_run(tmp_path):
     planes = [tifffile.imread(path) for path in sorted((tmp_path / "plate1").iterdir())]
     assert mask.dtype == "uint8"
     assert (mask == [plane > 120 for plane in planes]).all()
+
+
+def test_two_channels_become_labels_and_a_table(tmp_path, monkeypatch):
+    import tifffile
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_sample(tmp_path / "plate1", wells=1, sites=1, channels=2, planes=3, size=64)
+    tifffile.imwrite(tmp_path / "flat.tif", np.ones((64, 64), np.float32))
+    (tmp_path / "cells.py").write_text(python_block("# cells.py"))
+    (block,) = (block for block in blocks("yaml") if block.startswith("steps:"))
+    (tmp_path / "stackyard.yaml").write_text(
+        f'input: {{path: plate1, pattern: "{{well}}_s{{site}}_z{{z}}_c{{channel}}.tif"}}\n{block}'
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "scheduler.screens", "run", "stackyard.yaml"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    labels = tifffile.imread("out/A01_s1.ome.tif")
+    header, *rows = Path("out/A01_s1.csv").read_text().splitlines()
+    assert header == "well,site,nucleus,brightness"
+    assert len(rows) == labels.max() > 0
+    assert rows[0].startswith("A01,1,1,")

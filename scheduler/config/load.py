@@ -66,7 +66,8 @@ def config_error(config: RunConfig, problems: Mapping[tuple[str | int, ...], str
 def _problem(document: Document, detail: ErrorDetails) -> ConfigProblem:
     context = detail.get("ctx", {})
     path = _in_file(detail["loc"])
-    path += tuple(filter(None, str(context.get("at", "")).split(".")))
+    at = filter(None, str(context.get("at", "")).split("."))
+    path += tuple(int(part) if part.isdecimal() else part for part in at)
     name = _written(path)
     kind = detail["type"]
     if kind in _EXPECTED:
@@ -102,6 +103,8 @@ def _in_file(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """`loc` without the names of a union's branches, which pydantic adds and no file holds."""
     tags = {"word", "list", "mapping"}
     path = tuple(part for part in loc if not (part in tags and loc[:2] == ("devices", "gpus")))
+    if "inputs" in path[:3]:
+        path = tuple(part for place, part in enumerate(path) if place != 4 or part not in ("name", "fields"))
     # A kind of cluster may have the name of a key in it: only its place tells that it is a branch.
     path = path[:1] + path[2:] if path[:1] == ("cluster",) else path
     return tuple(part for part in path if part != "[key]")

@@ -22,9 +22,11 @@ from pydantic import (
 
 from scheduler.config.cluster import ClusterConfig, LocalCluster
 from scheduler.config.fields import ByteCount, NotNegative, Section, StrictBool, StrictInt, problem
+from scheduler.config.stacks import check_flow, chosen_inputs, fields_chosen_by
 from scheduler.images.errors import InputError, OutputError
 from scheduler.images.layout import FILE_FIELDS
-from scheduler.images.naming import suffix_of, template_fields
+from scheduler.images.naming import STACK_FIELD, suffix_of, template_fields
+from scheduler.images.options import WriteOptions, check_options
 from scheduler.images.patterns import nearest, parse_pattern
 
 OnPressure = Literal["earliest-finish", "cpu", "wait", "fail"]
@@ -92,12 +94,39 @@ def _format(text: str) -> str:
     return text
 
 
+def _named_inputs(value: Any) -> Any:
+    """A list of names stands for stacks that go to parameters of their own names."""
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        if len(set(value)) < len(value):
+            raise problem("names a stack twice")
+        return {name: name for name in value}
+    return value
+
+
+def _stack_choice(value: Any) -> str:
+    return "fields" if isinstance(value, dict) else "name"
+
+
+def _different(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise problem("names a stack twice")
+    return names
+
+
 _BYTE_COUNT: TypeAdapter[ByteSize] = TypeAdapter(ByteCount)
 # The number 1 stands for the texts "1" and "01" of a file name, the text "01" only for itself.
 FieldValue = Annotated[int | str, BeforeValidator(_field_value)]
 FieldValues = Annotated[tuple[FieldValue, ...], BeforeValidator(_one_or_more), BeforeValidator(_not_empty)]
 MemoryTypes = Annotated[tuple[str, ...], BeforeValidator(_one_or_more), BeforeValidator(_not_empty)]
 ConfigPath = Annotated[Path, BeforeValidator(_resolved), PlainSerializer(str, when_used="json")]
+# It is a parameter's name, and part of a file's.
+StackName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,60}$")]
+StackNames = Annotated[tuple[StackName, ...], BeforeValidator(_one_or_more), AfterValidator(_different)]
+StackChoice = Annotated[
+    Annotated[str, Tag("name")] | Annotated[dict[str, FieldValues], Tag("fields")],
+    Discriminator(_stack_choice),
+]
+StepInputs = Annotated[dict[StackName, StackChoice], BeforeValidator(_named_inputs)]
 FilePattern = Annotated[str, Field(min_length=1), AfterValidator(_pattern)]
 OutputFormat = Annotated[str, AfterValidator(_format)]
 Template = Annotated[str, Field(min_length=1), AfterValidator(_template)]
@@ -124,20 +153,59 @@ class DeclareConfig(Section):
 
 
 class StepConfig(Section):
-    """One step: a built-in's name, `package.module:function` or `package.module:StepClass`."""
+    """One step: a built-in's name, `package.module:function` or `package.module:StepClass`.
+
+    `inputs` has for each parameter the fields that choose its stack among the input's, or, in a later step,
+    the name of one that the step before gave; a list of names is short for parameters of these names.
+    `outputs` are the names of the stacks in the dict that the step gives. `arrays` are keywords whose values
+    are in files.
+    """
 
     use: Annotated[str, Field(min_length=1)]
     with_: dict[str, JsonValue] = Field(alias="with", default_factory=dict)
+    inputs: StepInputs = Field(default_factory=dict)
+    outputs: StackNames = ()
+    arrays: dict[str, ConfigPath] = Field(default_factory=dict)
     memory: MemoryTypes | None = None
     declare: DeclareConfig | None = None
 
 
 class OutputConfig(Section):
-    """Where results go; `name` is a template of the pattern's fields."""
+    """Where results go, and how they are stored (see `WriteOptions`).
+
+    `name` is a template of the pattern's fields, and of `{stack}`, a result's name. Where `chunks`, `levels`
+    and `zarr_version` are left out they are the format's own.
+    """
 
     path: ConfigPath
     format: OutputFormat = "ome-tiff"
     name: Template
+    compression: str = "default"
+    chunks: tuple[StrictInt, StrictInt, StrictInt] | None = None
+    levels: StrictInt | None = None
+    zarr_version: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.format != "ome-zarr":
+            for name in ("chunks", "levels", "zarr_version"):
+                if getattr(self, name) is not None:
+                    raise problem(f"only ome-zarr has it, and format is {self.format}", at=name)
+        for name in ("compression", "chunks", "levels", "zarr_version"):
+            value = getattr(self, name)
+            try:
+                if value is not None:
+                    check_options(self.format, **{name: value})
+            except OutputError as error:
+                raise problem(str(error), at=name) from error
+        return self
+
+    @property
+    def options(self) -> WriteOptions:
+        """How the results are stored."""
+        names = ("compression", "chunks", "levels", "zarr_version")
+        given = {name: getattr(self, name) for name in names}
+        return WriteOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 class VirtualGpus(Section):
@@ -220,13 +288,33 @@ class RunConfig(Section):
         along = self.input.stack_along
         # The axes inside of a file add fields to those of its name.
         known = list(dict.fromkeys((*parse_pattern(self.input.pattern).fields, *FILE_FIELDS)))
-        left = [name for name in known if name != along]
+        chosen_by = fields_chosen_by(self.steps)
+        shared = [name for name in known if name != along]
+        left = [name for name in shared if name not in chosen_by]
+        wanted = template_fields(self.output.name)
         for at, names, allowed in (
             ("input.stack_along", [along], known),
             ("input.select", self.input.select, known),
-            ("output.name", template_fields(self.output.name), left),
+            *((f"steps.{at}", [name], shared) for name, at in chosen_by.items()),
+            ("output.name", wanted, [*left, STACK_FIELD]),
         ):
             for name in names:
                 if name not in allowed:
-                    raise problem(f"there is no field {name!r}{nearest(name, allowed)}", at=at)
+                    hint = nearest(name, allowed)
+                    if at == "output.name" and name in chosen_by:
+                        hint = ": the stacks of a job differ in it, by the inputs of a step"
+                    raise problem(f"there is no field {name!r}{hint}", at=at)
+        results = check_flow(self.steps)
+        if len(results) > 1 and (STACK_FIELD not in wanted or STACK_FIELD in known):
+            what = (
+                f"a job gives {', '.join(results)}: put {{{STACK_FIELD}}} into the name, to keep them apart"
+            )
+            if STACK_FIELD in known:
+                what = f"a job gives {', '.join(results)}, and the pattern has a field {{stack}}: rename that"
+            raise problem(what, at="output.name")
         return self
+
+    @property
+    def chosen_inputs(self) -> dict[str, dict[str, tuple[int | str, ...]]]:
+        """By what fields each named stack of a job is chosen; empty where a job has the one stack."""
+        return chosen_inputs(self.steps)

@@ -1,49 +1,53 @@
 """One attempt at one job, in a worker: reserve, read, compute, write, and say how it ended."""
 
 import contextlib
-import errno
 import gc
 import os
-import sqlite3
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from distributed import get_worker
 from numpy.typing import NDArray
 
-from memcore import OutOfDeviceMemoryError, backend_of
+from memcore import backend_of
 from memcore.registry import memory_type_names
 from pools.holder import held_by
 from pools.oom import is_oom
 from scheduler.core.events import Cancelled, Done, Failed, Outcome, OutOfMemory, Refused, WorkerDied
-from scheduler.core.model import DeviceKind
 from scheduler.execution.activity import WAITS, Activity, CancelledAttemptError
 from scheduler.execution.capture import attempt_log
-from scheduler.execution.chain import ChainStep, run_chain, run_chain_in_blocks
+from scheduler.execution.chain import ChainStep, run_chain_in_blocks, run_named_chain
+from scheduler.execution.failures import failure_key, no_room, of_device, why_broken
 from scheduler.execution.messages import Ended, Released, tell
 from scheduler.execution.peaks import DevicePeak, HostPeak
 from scheduler.execution.residents import chain_state
 from scheduler.execution.runs_here import current_worker, state_of, working_for
-from scheduler.execution.task import AttemptReport, AttemptTask, StepRecord
+from scheduler.execution.step_call import StepTable
+from scheduler.execution.task import (
+    AttemptReport,
+    AttemptTask,
+    OutputRecord,
+    Returned,
+    Stack,
+    StepRecord,
+    named_stacks,
+)
 from scheduler.execution.worker import Holding, RefusedError, WorkerState
-from scheduler.images.outputs import write_stack
+from scheduler.execution.writing import write_results
 from scheduler.images.sources import read_stack
 from scheduler.images.stack import StackSource
 from scheduler.steps.context import StepContext
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
-
-def run_and_tell(task: AttemptTask, topic: str) -> NDArray[Any] | None:
+def run_and_tell(task: AttemptTask, topic: str) -> Returned | None:
     """`run_attempt` as a Dask task that sends its report as an event of `topic` before it ends.
 
     A result stays in its worker until somebody fetches it; where the worker dies before that, Dask runs the
-    task again by itself, although its output is in place. So only an array that was asked for is a result.
+    task again by itself, although its output is in place. So only arrays that were asked for are a result.
     """
     worker = get_worker()
     state = state_of(worker.id, topic)
@@ -55,20 +59,23 @@ def run_and_tell(task: AttemptTask, topic: str) -> NDArray[Any] | None:
 
     with working_for(state), state.attempts.present(task.job_id, task.number) as admitted:
         if admitted:
-            report, array = run_attempt(task, on_release=released)
+            report, returned = run_attempt(task, on_release=released)
         else:
-            report, array = AttemptReport(WorkerDied(state.attempts.leaving, blame=False), os.getpid()), None
+            report, returned = (
+                AttemptReport(WorkerDied(state.attempts.leaving, blame=False), os.getpid()),
+                None,
+            )
         tell(worker, topic, Ended(task.job_id, task.number, report))
-    return array
+    return returned
 
 
 def run_attempt(
     task: AttemptTask, *, on_release: Callable[[], None] = lambda: None
-) -> tuple[AttemptReport, NDArray[Any] | None]:
-    """Carry out `task` in this worker process; the second result is the array, if the task wants it back.
+) -> tuple[AttemptReport, Returned | None]:
+    """Carry out `task` in this worker process; the second result has the arrays, if the task wants them back.
 
     A job's errors come back as outcomes, not as exceptions. `on_release` is called when the attempt has left
-    the worker's GPU, before its output is written.
+    the worker's GPU, before its results are written.
     """
     state = current_worker()
     course = _Course(on_release, DevicePeak(state))
@@ -103,8 +110,9 @@ def run_attempt(
         tuple(course.on_device),
         course.disk_full,
         retire,
+        course.outputs,
     )
-    return report, course.array
+    return report, course.returned
 
 
 def load_frameworks(memory_types: Iterable[str]) -> None:
@@ -124,7 +132,8 @@ def step_records(state: WorkerState, task: AttemptTask) -> tuple[StepRecord, ...
         StepRecord(
             step=step.name,
             use=step.use,
-            parameters=dict(step.given),
+            parameters=dict(step.given)
+            | {name: {"file": file.path, "sha256": file.digest} for name, file in step.arrays.items()},
             memory_type=memory_type,
             version=backend_of(memory_type).version(),
             device=state.device.name,
@@ -144,7 +153,8 @@ class _Course:
     steps: tuple[StepRecord, ...] = ()
     result: tuple[tuple[int, ...], str] | None = None
     on_device: list[tuple[float, float]] = field(default_factory=list)
-    array: NDArray[Any] | None = None
+    returned: Returned | None = None
+    outputs: tuple[OutputRecord, ...] = ()
     disk_full: str = ""
     broken: str = ""
     has_broken: bool = False
@@ -180,14 +190,14 @@ def _outcome(state: WorkerState, task: AttemptTask, course: _Course) -> tuple[Ou
             trace = traceback.format_exc()
             if is_oom(error):
                 text = f"{type(error).__name__}: {error}"
-                on_host = not (state.on_gpu and _of_device(error))
+                on_host = not (state.on_gpu and of_device(error))
                 reached = None if on_host else state.reached_on_device()
                 return OutOfMemory(peak_bytes=reached, on_host=on_host, error=text), trace
             text = str(error) or type(error).__name__
-            course.disk_full = _no_room(error)
+            course.disk_full = no_room(error)
             if course.disk_full:
                 return Refused(f"{course.disk_full}: {text}"), trace
-            return Failed(text, key=_failure_key(error)), trace
+            return Failed(text, key=failure_key(error)), trace
         host_peak.stop()
         alone = activity.alone
         done = Done(
@@ -210,56 +220,46 @@ def _carry_out(state: WorkerState, task: AttemptTask, course: _Course, activity:
         contextlib.ExitStack() as leases,
         held_by(task.job_id),
     ):
-        host_pool = state.pools.pool("numpy", "cpu")
-        shape, dtype = task.source.shape, str(task.source.dtype)
-        with host_pool.acquire(shape, dtype, job=task.job_id) as stack:
-            activity.turn_to("reads")
-            with course.timed("read_s"):
-                if isinstance(task.source, StackSource):
-                    read_stack(task.source, stack)
-                else:
-                    np.copyto(stack, task.source, casting="no")
-            with course.timed("compute_s"):
-                result = _compute(state, task, stack, leases, course, activity, holding)
-            activity.turn_to("writes")
-            with course.timed("write_s"):
-                _write(task, course, result)
-            if task.returns_array:
-                course.array = np.array(result)
-            course.result = result.shape, result.dtype.name
-            # The name bound by `as` is an alias too: with it the buffer would stay taken until the return.
-            del result, stack
+        stacks: dict[str, NDArray[Any]] = {}
+        activity.turn_to("reads")
+        with course.timed("read_s"):
+            host_pool = state.pools.pool("numpy", "cpu")
+            for name, source in named_stacks(task.source).items():
+                lease = host_pool.acquire(source.shape, str(source.dtype), job=task.job_id)
+                stacks[name] = leases.enter_context(lease)
+                _read(source, stacks[name])
+        with course.timed("compute_s"):
+            tables = _compute(state, task, stacks, leases, course, activity, holding)
+        activity.turn_to("writes")
+        with course.timed("write_s"):
+            course.outputs = write_results(task, stacks, tables, course.steps)
+        if task.returns_array:
+            arrays = {name: np.array(array) for name, array in stacks.items()}
+            course.returned = Returned(arrays, {table.label: table.columns for table in tables})
+        first = next(iter(stacks.values()))
+        course.result = first.shape, first.dtype.name
+        # A name is an alias too: with it a buffer would stay taken until the return.
+        del first
+        stacks.clear()
 
 
-def _write(task: AttemptTask, course: _Course, result: NDArray[Any]) -> None:
-    if task.output is None:
-        return
-    source = task.source if isinstance(task.source, StackSource) else None
-    write_stack(
-        Path(task.output.path),
-        result,
-        format=task.output.format,
-        physical_size_um=source.physical_size_um if source else None,
-        channel_name=source.channel_name if source else None,
-        provenance={
-            **task.output.provenance,
-            "job": task.job_id,
-            "steps": [asdict(record) for record in course.steps],
-            "blocks": task.split.blocks if task.split else 1,
-        },
-        overwrite=task.output.overwrite,
-    )
+def _read(source: Stack, out: NDArray[Any]) -> None:
+    if isinstance(source, StackSource):
+        read_stack(source, out)
+    else:
+        np.copyto(out, source, casting="no")
 
 
 def _compute(
     state: WorkerState,
     task: AttemptTask,
-    stack: NDArray[Any],
+    stacks: dict[str, NDArray[Any]],
     leases: contextlib.ExitStack,
     course: _Course,
     activity: Activity,
     holding: Holding,
-) -> NDArray[Any]:
+) -> list[StepTable]:
+    """Run the chain on `stacks`, which puts its results in their place, and return its tables."""
     steps = [
         ChainStep(
             state.step(spec),
@@ -313,19 +313,26 @@ def _compute(
         course.waited_s += use.setup_s
         course.times["setup_s"] = use.setup_s
         if task.split is None:
-            whole: NDArray[Any] = run_chain(
-                stack, steps, make_context=make_context, segment=segment, on_step=on_step
+            return run_named_chain(
+                stacks,
+                steps,
+                make_context=make_context,
+                segment=segment,
+                on_step=on_step,
+                read_array=state.array_files.get,
             )
-            return whole
         with segment(last=True):
-            return run_chain_in_blocks(
+            ((name, stack),) = stacks.items()
+            stacks[name] = run_chain_in_blocks(
                 stack,
                 steps,
                 task.split,
                 make_context=make_context,
                 make_output=make_output,
                 on_step=on_step,
+                read_array=state.array_files.get,
             )
+            return []
 
 
 def _state_name(state: WorkerState, task: AttemptTask) -> str:
@@ -339,30 +346,6 @@ def _place(state: WorkerState, memory_type: str) -> Any:
     return "cpu" if memory_type == "numpy" else state.gpu_id(memory_type)
 
 
-def _of_device(error: BaseException) -> bool:
-    """Whether it is device memory that ran out: of the MemoryErrors, ours that says so, and CuPy's."""
-    if isinstance(error, OutOfDeviceMemoryError) or not isinstance(error, MemoryError):
-        return True
-    return type(error).__module__.partition(".")[0] == "cupy"
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
-
-
-def _no_room(error: BaseException) -> str:
-    """Which file system is full, if that is what the error is about; else ""."""
-    for cause in _causes(error):
-        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
-            return f"no space left for {cause.filename}" if cause.filename else "no space left on a disk"
-        if isinstance(cause, sqlite3.OperationalError) and cause.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            return "no space left for the reservation table"
-    return ""
-
-
 def _look_if_broken(state: WorkerState, task: AttemptTask, course: _Course) -> None:
     """After a failure: whether it has broken the process's GPU, or another attempt had done that before.
 
@@ -370,34 +353,7 @@ def _look_if_broken(state: WorkerState, task: AttemptTask, course: _Course) -> N
     begins here.
     """
     if not course.broken:
-        course.broken = _why_broken(state, task)
+        course.broken = why_broken(state, task.memory_types)
         if course.broken:
             course.has_broken = not state.attempts.leaving
             state.attempts.leave(course.broken)
-
-
-def _why_broken(state: WorkerState, task: AttemptTask) -> str:
-    """Why this process's GPU can't be used any more, if so; tried with a small array after a failure."""
-    if state.device.kind is not DeviceKind.CUDA:
-        return ""
-    for memory_type in dict.fromkeys(task.memory_types):
-        if memory_type == "numpy":
-            continue
-        backend, place = backend_of(memory_type), state.gpu_id(memory_type)
-        try:
-            backend.from_host(np.zeros((1, 1, 1), np.uint8), place)
-            backend.synchronize(place)
-        except Exception as error:  # noqa: BLE001  each library has its own
-            if not is_oom(error):
-                return (
-                    f"{memory_type} can't use {state.device.name} any more: {type(error).__name__}: {error}"
-                )
-    return ""
-
-
-def _failure_key(error: BaseException) -> str:
-    """What equal failures have in common: type and place of the innermost cause, not its figures."""
-    *_, innermost = _causes(error)
-    frames = traceback.extract_tb(innermost.__traceback__)
-    place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown place"
-    return f"{type(innermost).__qualname__} at {place}"

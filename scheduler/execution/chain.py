@@ -1,8 +1,7 @@
-"""Carrying a stack through its chain of steps in one process."""
+"""Carrying stacks through their chain of steps in one process."""
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -11,42 +10,33 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from memcore import ContractError, backend_of, convert_memory, memory_type_of
-from memcore.memory_type import GpuId
-from pools.holder import current_holder, held_by
-from pools.oom import is_oom
+from memcore import ContractError, convert_memory, memory_type_of
 from scheduler.core.blocks import Shape, cut
 from scheduler.core.model import Split
+from scheduler.execution.step_call import (
+    ChainStep,
+    MakeContext,
+    ReadArray,
+    StepFailedError,
+    StepTable,
+    call_step,
+)
+from scheduler.images.arrays import ArrayFile
+from scheduler.steps.carried import STACK
 from scheduler.steps.context import StepContext
 from scheduler.steps.resolve import ResolvedStep
 
-
-class MakeContext(Protocol):
-    """Makes the context of a step's call; `z_start` is the first plane's index in the whole stack."""
-
-    def __call__(self, step: "ChainStep", z_start: int = 0) -> StepContext: ...
-
-
-class StepFailedError(RuntimeError):
-    """A step raised; the message names the step, the array it was given, and what it said."""
-
-    def __init__(self, step: str, stack: str, error: str) -> None:
-        super().__init__(step, stack, error)
-
-    def __str__(self) -> str:
-        step, stack, error = self.args
-        return f"step {step} failed on {stack}: {error}"
-
-
-@dataclass(frozen=True, slots=True)
-class ChainStep:
-    """One step of a chain with the memory type that a plan gives it and where its arrays live."""
-
-    resolved: ResolvedStep
-    memory_type: str
-    gpu_id: GpuId
-    on_host: bool = False
-    """A step for NumPy in a GPU's chain: it doesn't need the GPU."""
+__all__ = [
+    "ChainStep",
+    "MakeContext",
+    "Segment",
+    "StepFailedError",
+    "chain_halo",
+    "run_chain",
+    "run_chain_in_blocks",
+    "run_named_chain",
+    "steps_of",
+]
 
 
 class Segment(Protocol):
@@ -62,11 +52,42 @@ def run_chain(
     make_context: MakeContext | partial[StepContext],
     segment: Segment | None = None,
     on_step: Callable[[ChainStep], None] = lambda _: None,
+    read_array: ReadArray = ArrayFile.read,
 ) -> Any:
-    """Pass a `[Z, Y, X]` stack through `steps`; returns the last result as a NumPy array.
+    """`run_named_chain` for what can be done in blocks: one stack goes in, one and no table comes out.
 
-    Between two steps the array is converted only where the plan changes its memory type. The result may be
-    `stack` itself or a view of it.
+    Raises
+    ------
+    ContractError
+        The chain gave several stacks, or a table.
+    """
+    stacks = {STACK: stack}
+    tables = run_named_chain(
+        stacks, steps, make_context=make_context, segment=segment, on_step=on_step, read_array=read_array
+    )
+    if tables or len(stacks) != 1:
+        given = [*stacks, *(f"a table by {table.label}" for table in tables)]
+        raise ContractError(
+            f"one stack is wanted of each block, and the chain gave {', '.join(given)}: "
+            "a step that gives more isn't splittable"
+        )
+    return stacks.popitem()[1]
+
+
+def run_named_chain(
+    stacks: dict[str, Any],
+    steps: Sequence[ChainStep],
+    *,
+    make_context: MakeContext | partial[StepContext],
+    segment: Segment | None = None,
+    on_step: Callable[[ChainStep], None] = lambda _: None,
+    read_array: ReadArray = ArrayFile.read,
+) -> list[StepTable]:
+    """Pass the `[Z, Y, X]` stacks in `stacks` through `steps`, which puts the results in their place.
+
+    Afterwards `stacks` holds what the chain gives, by name, as NumPy arrays; each may be one that went in, or
+    a view of it. Returned are the tables that steps gave. Between two steps an array is converted only where
+    the plan changes its memory type.
 
     Parameters
     ----------
@@ -75,13 +96,15 @@ def run_chain(
         them run outside.
     on_step
         Called before each step.
+    read_array
+        Gives an array that a step takes from a file, as a NumPy array.
 
     Raises
     ------
     StepFailedError
         A step raised. Out of memory passes through as it is.
     """
-    array = stack
+    tables = []
     stays = [(on_host, list(some)) for on_host, some in groupby(steps, key=attrgetter("on_host"))]
     last = max((number for number, (on_host, _) in enumerate(stays) if not on_host), default=-1)
     for number, (on_host, some) in enumerate(stays):
@@ -89,10 +112,10 @@ def run_chain(
         with held:
             for step in some:
                 on_step(step)
-                array = convert_memory(array, memory_type_of(array), step.memory_type, step.gpu_id)
-                array = _call(step, array, make_context)
-            array = convert_memory(array, memory_type_of(array), "numpy", "cpu")
-    return array
+                tables += call_step(step, stacks, make_context=make_context, read_array=read_array)
+            for name in stacks:
+                stacks[name] = convert_memory(stacks[name], memory_type_of(stacks[name]), "numpy", "cpu")
+    return tables
 
 
 def run_chain_in_blocks(
@@ -103,6 +126,7 @@ def run_chain_in_blocks(
     make_context: MakeContext,
     make_output: Callable[[Shape, str], NDArray[Any]],
     on_step: Callable[[ChainStep], None] = lambda _: None,
+    read_array: ReadArray = ArrayFile.read,
 ) -> NDArray[Any]:
     """The same result as `run_chain`, bit for bit, one block after another.
 
@@ -123,7 +147,7 @@ def run_chain_in_blocks(
     for block in cut(shape, split.axes, split.blocks, reach[1]):
         at_z = partial(make_context, z_start=block.read[0].start)
         part = np.array(stack[block.read], order="C")
-        result = run_chain(part, steps, make_context=at_z, on_step=on_step)
+        result = run_chain(part, steps, make_context=at_z, on_step=on_step, read_array=read_array)
         if result.shape != part.shape:
             raise ContractError(f"a splittable chain made {result.shape} of a block of shape {part.shape}")
         if out is None:
@@ -141,10 +165,12 @@ def steps_of(steps: Sequence[ChainStep]) -> list[tuple[ResolvedStep, str]]:
 def chain_halo(steps: Sequence[tuple[ResolvedStep, str]]) -> tuple[str, Shape] | None:
     """The axes along which a chain may be cut, and the halo (z, y, x) that it needs; None if it can't be cut.
 
-    The halos of steps that follow one another add up.
+    The halos of steps that follow one another add up. A chain of several stacks can't be cut.
     """
     axes, total = "zyx", [0, 0, 0]
     for resolved, memory_type in steps:
+        if resolved.inputs or resolved.outputs:
+            return None
         contract = resolved.step.implementation_for(memory_type).contract
         along = contract.splittable_for(**resolved.parameters)
         if along is None and contract.slice_by_slice:
@@ -154,19 +180,3 @@ def chain_halo(steps: Sequence[tuple[ResolvedStep, str]]) -> tuple[str, Shape] |
         axes = min(axes, along, key=len)
         total = [a + b for a, b in zip(total, contract.halo_for(**resolved.parameters), strict=True)]
     return axes, (total[0], total[1], total[2])
-
-
-def _call(step: ChainStep, array: Any, make_context: MakeContext | partial[StepContext]) -> Any:
-    implementation = step.resolved.step.implementation_for(step.memory_type)
-    keywords = dict(step.resolved.parameters)
-    if implementation.takes_context:
-        keywords["context"] = make_context(step)
-    try:
-        with held_by(current_holder()[0], step.resolved.name):
-            return implementation(array, **keywords)
-    except (Exception, SystemExit) as error:
-        # A step that calls sys.exit would end the worker process, and nobody could say why.
-        if is_oom(error):
-            raise
-        given = backend_of(step.memory_type).describe(array)
-        raise StepFailedError(step.resolved.name, str(given), f"{type(error).__name__}: {error}") from error

@@ -48,7 +48,7 @@ from scheduler.execution.messages import (
     Unfit,
 )
 from scheduler.execution.record import JournalRecord
-from scheduler.execution.task import AttemptReport, AttemptTask
+from scheduler.execution.task import AttemptReport, AttemptTask, Returned
 from scheduler.execution.under_way import STOP_GRACE_S, Fetched, UnderWay
 
 TakeSnapshots = Callable[[], Iterable[DeviceSnapshot]]
@@ -65,7 +65,7 @@ def nobody() -> int | None:
 
 
 class OnFinished(Protocol):
-    """Is told how a job ended: its last attempt's report and the result's array, where there are such."""
+    """Is told how a job ended: its last attempt's report and what it returned, where there are such."""
 
     def __call__(
         self,
@@ -74,7 +74,7 @@ class OnFinished(Protocol):
         reason: str,
         placement: Placement | None,
         report: AttemptReport | None,
-        array: Any,
+        returned: Returned | None,
     ) -> None: ...
 
 

@@ -15,7 +15,7 @@ from scheduler.core.events import Outcome, OutOfMemory, Refused, WorkerDied
 from scheduler.core.model import Device, DeviceKind, gib
 from scheduler.execution.attempt import run_and_tell
 from scheduler.execution.messages import Hello
-from scheduler.execution.task import AttemptTask
+from scheduler.execution.task import AttemptTask, named_stacks
 from scheduler.execution.worker_plugin import cancel_here, evict_here, hurry_here, reclaim_here
 from scheduler.images.stack import StackSource
 
@@ -152,7 +152,8 @@ class Fleet:
         if not isinstance(process, WorkerProcess):
             return process
         with contextlib.ExitStack() as quietly:
-            if not isinstance(task.source, StackSource) and task.source.nbytes >= LARGE_BYTES:
+            stacks = named_stacks(task.source).values()
+            if sum(stack.nbytes for stack in stacks if not isinstance(stack, StackSource)) >= LARGE_BYTES:
                 # An array is sent with its attempt, and again with the next one: that is meant.
                 quietly.enter_context(
                     dask.config.set({"distributed.admin.large-graph-warning-threshold": "1EiB"})

@@ -13,8 +13,8 @@ from scheduler.core.policy import OnPressure, Policy
 from scheduler.core.simulate import run_dispatcher
 from scheduler.core.trace import Hog, Trace, TraceJob, TruePlan
 from scheduler.execution.devices import open_devices
-from scheduler.execution.jobs import Form, dispatcher_job
-from scheduler.execution.plans import job_plans, step_types
+from scheduler.execution.jobs import Form, Forms, dispatcher_job
+from scheduler.execution.plans import named_job_plans, step_types
 from scheduler.execution.prepare import PreparedJob, PreparedRun, look
 from scheduler.execution.run import refuse_virtual
 from scheduler.execution.slurm_driver import run_scripts
@@ -43,14 +43,19 @@ class PlanForecast:
 
 @dataclass(frozen=True, slots=True)
 class FormForecast:
-    """The jobs whose stacks have one shape and dtype, and the plans for them, best first.
+    """The jobs whose stacks have the same names, shapes and dtypes, and the plans for them, best first.
 
     Plans that cut the stack into blocks are for where the whole doesn't fit, or ran out of memory.
     """
 
-    form: Form
+    stacks: Forms
     jobs: int
     plans: tuple[PlanForecast, ...]
+
+    @property
+    def form(self) -> Form:
+        """That of the stack that goes in, the first one of several."""
+        return self.stacks[0][1]
 
     @property
     def whole(self) -> tuple[PlanForecast, ...]:
@@ -105,25 +110,23 @@ def forecast(config: RunConfig) -> Forecast:
         devices, notes = (), (_UNKNOWN_WORKERS,)
         usable = {kind: fitting(names, kind) for kind in _kinds_there(config)}
     readable = [
-        prepared.request(job, run_id=run_id, overwrite=False)
-        for job in prepared.jobs
-        if not job.source.problem
+        prepared.request(job, run_id=run_id, overwrite=False) for job in prepared.jobs if not job.problem
     ]
-    counts = Counter(request.form for request in readable)
-    plans = {form: job_plans(prepared.chain.steps, *form, usable) for form in sorted(counts)}
-    jobs = [dispatcher_job(request, plans[request.form]) for request in readable]
+    counts = Counter(request.forms for request in readable)
+    plans = {forms: named_job_plans(prepared.chain.steps, forms, usable) for forms in sorted(counts)}
+    jobs = [dispatcher_job(request, plans[request.forms]) for request in readable]
     estimates = load_estimates(default_estimates_path())
-    example = {request.form: known for request, known in zip(readable, jobs, strict=True)}
+    example = {request.forms: known for request, known in zip(readable, jobs, strict=True)}
     forms = tuple(
         FormForecast(
-            form,
-            counts[form],
+            stacks,
+            counts[stacks],
             tuple(
-                _plan_forecast(plan, example[form], estimates, [device for device, _ in devices])
+                _plan_forecast(plan, example[stacks], estimates, [device for device, _ in devices])
                 for plan in form_plans
             ),
         )
-        for form, form_plans in plans.items()
+        for stacks, form_plans in plans.items()
     )
     outcome = _simulate(jobs, forms, devices, config)
     return Forecast(
@@ -131,8 +134,8 @@ def forecast(config: RunConfig) -> Forecast:
         devices,
         notes,
         forms,
-        tuple(job for job in prepared.jobs if job.source.problem),
-        sum(job.output.exists() for job in prepared.jobs),
+        tuple(job for job in prepared.jobs if job.problem),
+        sum(path.exists() for job in prepared.jobs for path in job.paths),
         *outcome,
         scripts=run_scripts(config, config.cluster) if isinstance(config.cluster, SlurmCluster) else {},
     )
@@ -194,7 +197,7 @@ def _simulate(
     # A plan's rate on another model than the first measured one enters as that model's speed.
     speeds = {model: _seconds(each) / seconds for each in whole for model, seconds in each.seconds.items()}
     truth = {
-        form.form: {
+        form.stacks: {
             each.plan.name: TruePlan(
                 each.device_bytes,
                 each.host_bytes,
@@ -206,7 +209,7 @@ def _simulate(
         }
         for form in forms
     }
-    plans_of = {tuple(each.plan for each in form.plans): form.form for form in forms}
+    plans_of = {tuple(each.plan for each in form.plans): form.stacks for form in forms}
     trace = Trace(
         "forecast",
         # A prefetched job reads while another computes: it takes no slot.

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from scheduler.core.model import Job, JobPlan
-from scheduler.execution.task import OutputTarget, Source
+from scheduler.execution.task import OutputTarget, Source, Stack, named_stacks
+from scheduler.images.arrays import ArrayFile
 from scheduler.images.stack import StackSource
 from scheduler.steps.resolve import ResolvedStep, StepSpec
 
 Form = tuple[tuple[int, int, int], str]
+Forms = tuple[tuple[str, Form], ...]
+"""The stacks of a job, by name."""
 # A stack that can't be read has no form: any will do to have its problem told.
 NO_FORM: Form = ((1, 1, 1), "uint8")
 
@@ -28,12 +31,27 @@ class Chain:
         """Resolve the steps. Raises StepError for one that can't be used."""
         return cls(tuple(specs), tuple(spec.resolve() for spec in specs))
 
+    @property
+    def array_files(self) -> list[ArrayFile]:
+        """What its steps take from files."""
+        return [file for step in self.steps for file in step.arrays.values()]
+
     @cached_property
     def digest(self) -> str:
         """Tells chains apart whose jobs have other footprints and durations."""
         chain = [
             # What keeps state has plans of its own for each description.
             [step.use, dict(step.given), step.step.memory_types, step.key if step.keeps_state else ""]
+            # Another flat field gives other results.
+            + [
+                part
+                for part in (
+                    dict(step.inputs),
+                    step.outputs,
+                    {name: file.digest for name, file in step.arrays.items()},
+                )
+                if part
+            ]
             for step in self.steps
         ]
         return hashlib.sha256(json.dumps(chain, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -41,7 +59,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class JobRequest:
-    """One stack to be processed: by which steps, where the result goes, and on what terms."""
+    """One job: its stack or stacks, by which steps, where the results go, and on what terms."""
 
     job_id: str
     chain: Chain
@@ -51,24 +69,32 @@ class JobRequest:
     priority: int = 0
     timeout_s: float | None = None
 
-    @cached_property
+    @property
     def form(self) -> Form:
-        """Shape and dtype of the stack that goes in."""
-        if isinstance(self.source, StackSource) and self.source.problem:
-            return NO_FORM
-        z, y, x = self.source.shape
-        return (z, y, x), str(self.source.dtype)
+        """Shape and dtype of the stack that goes in, the first one of several."""
+        return self.forms[0][1]
+
+    @cached_property
+    def forms(self) -> Forms:
+        """Shape and dtype of each stack that goes in."""
+        return tuple((name, _form(stack)) for name, stack in named_stacks(self.source).items())
 
     @cached_property
     def kind(self) -> str:
         """What jobs of equal plans and footprints have in common."""
-        shape, _ = self.form
-        return f"{self.family}:{'x'.join(map(str, shape))}"
+        return f"{self.family}:{'+'.join('x'.join(map(str, shape)) for _, (shape, _) in self.forms)}"
 
     @cached_property
     def family(self) -> str:
-        """What jobs have in common that learn from one another: chain, parameters and dtype."""
-        return f"{self.chain.digest}:{self.form[1]}"
+        """What jobs have in common that learn from one another: chain, parameters and dtypes."""
+        return f"{self.chain.digest}:{'+'.join(dtype for _, (_, dtype) in self.forms)}"
+
+
+def _form(stack: Stack) -> Form:
+    if isinstance(stack, StackSource) and stack.problem:
+        return NO_FORM
+    z, y, x = stack.shape
+    return (z, y, x), str(stack.dtype)
 
 
 def dispatcher_job(request: JobRequest, plans: tuple[JobPlan, ...], *, batch: int = 0) -> Job:

@@ -8,18 +8,21 @@ after the run.
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from scheduler.execution.journal_changes import Changes
+from scheduler.execution.task import OutputRecord
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE run (
     schema_version INTEGER NOT NULL, stackyard_version TEXT NOT NULL, host TEXT NOT NULL,
-    started_at REAL NOT NULL, ended_at REAL, state TEXT NOT NULL, config TEXT NOT NULL
+    started_at REAL NOT NULL, ended_at REAL, state TEXT NOT NULL, config TEXT NOT NULL,
+    arrays TEXT NOT NULL DEFAULT '{}'
 );
 CREATE TABLE device (
     uuid TEXT PRIMARY KEY, name TEXT NOT NULL, kind TEXT NOT NULL, virtual INTEGER NOT NULL,
@@ -28,7 +31,7 @@ CREATE TABLE device (
 CREATE TABLE job (
     job_id TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', output TEXT,
     shape TEXT NOT NULL, dtype TEXT NOT NULL, added_at REAL NOT NULL, ended_at REAL,
-    result_shape TEXT, result_dtype TEXT
+    result_shape TEXT, result_dtype TEXT, outputs TEXT NOT NULL DEFAULT '[]'
 );
 CREATE TABLE attempt (
     job_id TEXT NOT NULL REFERENCES job, number INTEGER NOT NULL, device TEXT NOT NULL,
@@ -61,7 +64,8 @@ class NewJob:
 class JournalJob:
     """One row of the job table: `state` is waiting, running, done, failed, cancelled or set_aside.
 
-    `shape` and `dtype` are those of the stack that goes in; `result` has those of the one that came out.
+    `shape` and `dtype` are those of the stack that goes in; `result` has those of the one that came out, each
+    the first one of several. `outputs` are the files that were written, tables included.
     """
 
     job_id: str
@@ -72,6 +76,7 @@ class JournalJob:
     dtype: str
     attempts: int
     result: tuple[tuple[int, ...], str] | None
+    outputs: tuple[OutputRecord, ...] = ()
 
 
 class Journal:
@@ -98,16 +103,20 @@ class Journal:
         started_at: float,
         config: Mapping[str, Any],
         jobs: Iterable[NewJob] = (),
+        arrays: Mapping[str, str] = MappingProxyType({}),
     ) -> Self:
-        """Make a new journal with all its jobs; it appears whole, under a path where there is none yet."""
+        """Make a new journal with all its jobs; it appears whole, under a path where there is none yet.
+
+        `arrays` has the digest of each file from which steps take an array, by path.
+        """
         if path.exists():
             raise FileExistsError(f"{path} exists: one run folder holds one run")
         partial = path.with_name(f".{path.name}.part")
         journal = cls(sqlite3.connect(partial))
         journal._connection.executescript(SCHEMA)
         journal._connection.execute(
-            "INSERT INTO run VALUES (?, ?, ?, ?, NULL, 'running', ?)",
-            (SCHEMA_VERSION, version, host, started_at, json.dumps(config)),
+            "INSERT INTO run VALUES (?, ?, ?, ?, NULL, 'running', ?, ?)",
+            (SCHEMA_VERSION, version, host, started_at, json.dumps(config), json.dumps(dict(arrays))),
         )
         for job in jobs:
             journal.add_job(job.job_id, output=job.output, shape=job.shape, dtype=job.dtype, at=started_at)
@@ -184,14 +193,23 @@ class Journal:
         """Record a job's final state and its reason."""
         self._changes.of_job(job_id, state=state, reason=reason, ended_at=at)
 
-    def set_result(self, job_id: str, *, shape: tuple[int, ...], dtype: str) -> None:
-        """Record the form of a job's output, by which `resume` knows it again."""
-        self._changes.of_job(job_id, result_shape=json.dumps(shape), result_dtype=dtype)
+    def set_result(
+        self, job_id: str, *, shape: tuple[int, ...], dtype: str, outputs: Sequence[OutputRecord] = ()
+    ) -> None:
+        """Record the form of a job's (first) result, and its outputs, by which `resume` knows them again."""
+        written = json.dumps([asdict(output) for output in outputs])
+        self._changes.of_job(job_id, result_shape=json.dumps(shape), result_dtype=dtype, outputs=written)
 
     def wait_again(self, job_id: str) -> None:
         """A job of an earlier driver is to be done anew; what it has left is forgotten."""
         self._changes.of_job(
-            job_id, state="waiting", reason="", ended_at=None, result_shape=None, result_dtype=None
+            job_id,
+            state="waiting",
+            reason="",
+            ended_at=None,
+            result_shape=None,
+            result_dtype=None,
+            outputs="[]",
         )
 
     def add_decision(
@@ -257,17 +275,36 @@ class Journal:
         config: dict[str, Any] = json.loads(text)
         return config
 
+    def arrays(self) -> dict[str, str]:
+        """The digest of each file from which steps take an array, by path."""
+        (text,) = self._connection.execute("SELECT arrays FROM run").fetchone()
+        arrays: dict[str, str] = json.loads(text)
+        return arrays
+
     def jobs(self) -> Iterator[JournalJob]:
         """Every job with its last state, in the order in which they were added."""
         self._write()
         rows = self._connection.execute(
-            "SELECT job_id, state, reason, output, shape, dtype, result_shape, result_dtype,"
+            "SELECT job_id, state, reason, output, shape, dtype, result_shape, result_dtype, outputs,"
             " (SELECT COALESCE(MAX(number), 0) FROM attempt WHERE attempt.job_id = job.job_id)"
             " FROM job ORDER BY rowid"
         )
-        for job_id, state, reason, output, shape, dtype, result_shape, result_dtype, attempts in rows:
+        for (
+            job_id,
+            state,
+            reason,
+            output,
+            shape,
+            dtype,
+            result_shape,
+            result_dtype,
+            outputs,
+            attempts,
+        ) in rows:
             result = None if result_shape is None else (tuple(json.loads(result_shape)), result_dtype)
-            yield JournalJob(job_id, state, reason, output, tuple(json.loads(shape)), dtype, attempts, result)
+            written = tuple(map(_output, json.loads(outputs)))
+            form = tuple(json.loads(shape)), dtype
+            yield JournalJob(job_id, state, reason, output, *form, attempts, result, written)
 
     def outcomes(self, job_id: str) -> list[str]:
         """How each attempt at a job ended, in order; "" for one that hasn't."""
@@ -303,3 +340,7 @@ class Journal:
         return self._connection.execute(
             "SELECT verdict, reason FROM decision WHERE job_id = ? ORDER BY rowid", (job_id,)
         ).fetchall()
+
+
+def _output(record: Mapping[str, Any]) -> OutputRecord:
+    return OutputRecord(**{**record, "shape": tuple(record["shape"])})

@@ -2,18 +2,19 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 
-from memcore import ContractError, DtypeError, FunctionStep, plan_chain
+from memcore import ContractError, DtypeError, FunctionStep, backend_of, plan_chain
 from memcore.backend import nbytes_of
 from memcore.info import ArrayInfo
 from scheduler.core.blocks import Shape, largest_block
 from scheduler.core.model import GPU_KINDS, DeviceKind, Footprint, JobPlan, Resident, Split
 from scheduler.execution.chain import chain_halo
 from scheduler.execution.residents import HOST_TYPE, chain_state
+from scheduler.steps.carried import STACK, carried_after
 from scheduler.steps.resolve import ResolvedStep, StepError
 
+ArrayForm = tuple[tuple[int, ...], str]
 SPLITS = (2, 4, 8, 16, 32)
 # What decoding, encoding and Python itself take beside the arrays. Without it a measured peak, which has this
 # in it, would look like hundreds of times the declared bytes of a small stack.
@@ -22,17 +23,13 @@ BASE_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """One step of a plan with its bytes: what goes in, what comes out, and what it uses beside them."""
+    """One step of a plan with its bytes: all that the chain carries before and after it, and the most that is
+    alive while it runs, with what it uses beside them."""
 
     on_host: bool
     input_bytes: int
     output_bytes: int
-    workspace_bytes: int
-
-    @property
-    def nbytes(self) -> int:
-        """All that is alive while the step runs."""
-        return self.input_bytes + self.output_bytes + self.workspace_bytes
+    nbytes: int
 
 
 def job_plans(
@@ -41,14 +38,24 @@ def job_plans(
     dtype: str,
     usable: Mapping[DeviceKind, Iterable[str]],
 ) -> tuple[JobPlan, ...]:
-    """The plans for a stack of this form, GPUs' first.
+    """`named_job_plans` for jobs of the one stack."""
+    return named_job_plans(steps, ((STACK, (shape, dtype)),), usable)
+
+
+def named_job_plans(
+    steps: Sequence[ResolvedStep],
+    forms: Sequence[tuple[str, ArrayForm]],
+    usable: Mapping[DeviceKind, Iterable[str]],
+) -> tuple[JobPlan, ...]:
+    """The plans for a job with stacks of these names and forms, GPUs' first.
 
     On a GPU a step that is written for NumPy only runs in host memory, between two transfers.
 
     Parameters
     ----------
     usable
-        For each kind of device that there is, the memory types that work on it.
+        For each kind of device that there is, the memory types that work on it. Those that can't hold the
+        dtype of one of several stacks, or of an array from a file, aren't used.
 
     Raises
     ------
@@ -57,14 +64,21 @@ def job_plans(
     """
     chain = [step.step for step in steps]
     keywords = [step.parameters for step in steps]
+    _, (shape, dtype) = forms[0]
     info = ArrayInfo(HOST_TYPE, tuple(shape), dtype)
+    others = [other for _, (_, other) in forms[1:]]
+    others += [file.dtype for step in steps for file in step.arrays.values()]
     plans: list[JobPlan] = []
     problems: list[str] = []
     for kind in (*GPU_KINDS, DeviceKind.CPU):
         if kind not in usable:
             continue
         place = "cpu" if kind is DeviceKind.CPU else "gpu"
-        places = {name: [place] for name in usable[kind] if name != HOST_TYPE} | {HOST_TYPE: ["cpu"]}
+        known = tuple(usable[kind])
+        refusals = _refusals(known, others)
+        problems += [f"{kind}: {refusal}" for refusal in refusals.values()]
+        names = [name for name in known if name not in (HOST_TYPE, *refusals)]
+        places = {name: [place] for name in names} | {HOST_TYPE: ["cpu"]}
         try:
             chosen = plan_chain(chain, info, places, keywords=keywords, end=HOST_TYPE)
         except (ContractError, DtypeError) as error:
@@ -73,11 +87,23 @@ def job_plans(
         # The cheapest one; on a GPU only if it uses the GPU at all.
         best = next((plan for plan in chosen if place in plan.device_kinds), None)
         if best is not None:
-            draft = _Draft(kind, tuple(steps), best.memory_types, best.conversions, (*shape,), dtype)
+            named = tuple((name, ((*shape,), dtype)) for name, (shape, dtype) in forms)
+            draft = _Draft(kind, tuple(steps), best.memory_types, best.conversions, named)
             plans += draft.plans()
     if not plans:
-        raise StepError(f"no device here can run the chain on {dtype} {tuple(shape)}: {'; '.join(problems)}")
+        stacks = ", ".join(f"{dtype} {tuple(shape)}" for _, (shape, dtype) in forms)
+        raise StepError(f"no device here can run the chain on {stacks}: {'; '.join(problems)}")
     return tuple(plans)
+
+
+def _refusals(memory_types: Iterable[str], dtypes: Iterable[str]) -> dict[str, str]:
+    """Which of the memory types can't hold one of the dtypes, and why."""
+    found = {}
+    for name in memory_types:
+        refused = [why for why in map(backend_of(name).dtype_refusal, dict.fromkeys(dtypes)) if why]
+        if refused:
+            found[name] = refused[0]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +114,18 @@ class _Draft:
     steps: tuple[ResolvedStep, ...]
     memory_types: tuple[str, ...]
     conversions: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
+    forms: tuple[tuple[str, ArrayForm], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the first stack, and of the only one where the stack can be cut."""
+        return self.forms[0][1][0]
 
     def plans(self) -> list[JobPlan]:
-        """The plan for the whole stack, then those in more and more blocks if the chain can be cut."""
+        """The plan for the whole, then those in more and more blocks if it is one stack that can be cut."""
         found = [self._plan(None, self.shape)]
         reach = chain_halo(list(zip(self.steps, self.memory_types, strict=True)))
-        if reach is None:
+        if reach is None or len(self.forms) > 1:
             return found
         axes, halo = reach
         whole: Shape = (self.shape[0], self.shape[1], self.shape[2])
@@ -108,19 +138,23 @@ class _Draft:
         return found
 
     def _plan(self, split: Split | None, block: tuple[int, ...]) -> JobPlan:
-        stages = _stages(
-            self.steps, self.memory_types, block, self.dtype, all_on_host=self.kind is DeviceKind.CPU
-        )
-        # The stack that was read stays with its reader until the result is written. The first step works on
-        # it directly where the memory type allows that, so only what later steps take in counts beside it.
+        forms = dict(self.forms)
+        if split is not None:
+            forms = {name: (block, dtype) for name, (_, dtype) in self.forms}
+        stages = _stages(self.steps, self.memory_types, forms, all_on_host=self.kind is DeviceKind.CPU)
+        # The stacks that were read stay with their reader until the results are written. The first step works
+        # on them directly where the memory type allows that, so only what later steps take in counts beside.
         in_host = [
             stage.nbytes - (stage.input_bytes if number == 0 and split is None else 0)
             for number, stage in enumerate(stages)
             # Virtual device memory is a count: the arrays themselves live in host memory.
             if stage.on_host or self.kind is DeviceKind.VIRTUAL
         ]
-        arrays = nbytes_of(self.shape, self.dtype) + max([*in_host, stages[-1].output_bytes])
-        host_bytes = BASE_BYTES + arrays
+        read = sum(nbytes_of(*form) for _, form in self.forms)
+        # What steps take from files is read once for a process, and reserved with each job that uses it.
+        files = {file for step in self.steps for file in step.arrays.values()}
+        host_bytes = BASE_BYTES + read + max([*in_host, stages[-1].output_bytes])
+        host_bytes += sum(file.nbytes for file in files)
         kept = chain_state(
             zip(self.steps, self.memory_types, strict=True), on_gpu=self.kind is not DeviceKind.CPU
         )
@@ -156,30 +190,52 @@ class _Draft:
 def _stages(
     steps: Sequence[ResolvedStep],
     memory_types: Sequence[str],
-    shape: tuple[int, ...],
-    dtype: str,
+    forms: Mapping[str, ArrayForm],
     *,
     all_on_host: bool,
 ) -> list[_Stage]:
-    forms = [(tuple(shape), dtype)]
-    workspaces = []
+    carried = dict(forms)
+    stages = []
     for step, memory_type in zip(steps, memory_types, strict=True):
-        contract = step.step.implementation_for(memory_type).contract
-        forms.append(contract.output_for(*forms[-1], **step.parameters))
-        workspaces.append(contract.workspace_for(*forms[-2], **step.parameters))
-    sizes = [nbytes_of(*form) for form in forms]
-    return [
-        _Stage(
-            on_host=all_on_host or memory_type == HOST_TYPE,
-            input_bytes=before,
-            output_bytes=after,
-            # A step that doesn't declare its workspace is taken to use one array like its larger end.
-            workspace_bytes=max(before, after) if workspace is None else workspace,
+        before = {name: nbytes_of(*form) for name, form in carried.items()}
+        # Arrays from files are the cache's own in host memory; elsewhere each call gets copies.
+        copies = sum(file.nbytes for file in step.arrays.values()) if memory_type != HOST_TYPE else 0
+        if step.inputs or step.outputs:
+            given = carried[step.inputs[step.first]] if step.inputs else next(iter(carried.values()))
+            result, workspace = _called(step, memory_type, given)
+            carried = dict.fromkeys(carried_after(step, tuple(carried)), result)
+            output = nbytes_of(*result) * len(carried)
+            most = sum(before.values()) + output + _or_larger(workspace, sum(before.values()), output)
+        else:
+            most, alive = 0, sum(before.values())
+            for name, form in carried.items():
+                carried[name], workspace = _called(step, memory_type, form)
+                output = nbytes_of(*carried[name])
+                most = max(most, alive + output + _or_larger(workspace, before[name], output))
+                alive += output - before[name]
+        stages.append(
+            _Stage(
+                on_host=all_on_host or memory_type == HOST_TYPE,
+                input_bytes=sum(before.values()),
+                output_bytes=sum(nbytes_of(*form) for form in carried.values()),
+                nbytes=most + copies,
+            )
         )
-        for memory_type, (before, after), workspace in zip(
-            memory_types, pairwise(sizes), workspaces, strict=True
-        )
-    ]
+    return stages
+
+
+def _called(step: ResolvedStep, memory_type: str, form: ArrayForm) -> tuple[ArrayForm, int | None]:
+    """The form that a call of the step gives for a (first) stack of this form, and its workspace."""
+    contract = step.step.implementation_for(memory_type).contract
+    return (
+        contract.output_for(*form, **step.parameters),
+        contract.workspace_for(*form, **step.parameters),
+    )
+
+
+def _or_larger(workspace: int | None, before: int, after: int) -> int:
+    """A step that doesn't declare its workspace is taken to use as much as its larger end."""
+    return max(before, after) if workspace is None else workspace
 
 
 def step_types(steps: Iterable[FunctionStep]) -> tuple[str, ...]:

@@ -13,11 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, Self
 
-from scheduler.core.events import Cancelled, Done, Failed, Outcome, OutOfMemory, Refused, TimedOut, WorkerDied
+from scheduler.core.events import Done, Outcome, OutOfMemory
 from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import Decision, Device, DeviceView, Placement, Waiting
-from scheduler.execution.jobs import JobRequest
+from scheduler.execution.jobs import Chain, JobRequest
 from scheduler.execution.journal import Journal, NewJob
+from scheduler.execution.outcomes import OUTCOME_NAMES, outcome_detail
 from scheduler.execution.status import (
     JobFailure,
     RunStatus,
@@ -102,6 +103,7 @@ class JournalRecord:
             started_at=time.time(),
             config=config,
             jobs=map(_new_job, jobs),
+            arrays={file.path: file.digest for chain in _chains(jobs) for file in chain.array_files},
         )
         record = cls(run_dir, journal)
         record._jobs = len(jobs)
@@ -206,7 +208,7 @@ class JournalRecord:
         self._journal.end_attempt(
             placement.job_id,
             self._number(placement),
-            outcome=_OUTCOME_NAMES[type(outcome)],
+            outcome=OUTCOME_NAMES[type(outcome)],
             detail=detail,
             at=time.time(),
         )
@@ -214,7 +216,7 @@ class JournalRecord:
             self.done[placement.device] += 1
             if report is not None and report.result is not None:
                 shape, dtype = report.result
-                self._journal.set_result(placement.job_id, shape=shape, dtype=dtype)
+                self._journal.set_result(placement.job_id, shape=shape, dtype=dtype, outputs=report.outputs)
 
     def finished(self, job_id: str, outcome: JobOutcome, reason: str) -> None:
         """A job is over."""
@@ -366,35 +368,13 @@ class JournalRecord:
 
 
 _STEP = tuple(field.name for field in fields(StepRecord))
-_OUTCOME_NAMES: dict[type[Outcome], str] = {
-    Done: "done",
-    OutOfMemory: "out_of_memory",
-    Failed: "failed",
-    Refused: "refused",
-    WorkerDied: "worker_died",
-    TimedOut: "timed_out",
-    Cancelled: "cancelled",
-}
+
+
+def _chains(requests: Sequence[JobRequest]) -> Iterable[Chain]:
+    """Each chain once: there are many jobs, and few chains."""
+    return {id(request.chain): request.chain for request in requests}.values()
 
 
 def _new_job(request: JobRequest) -> NewJob:
     shape, dtype = request.form
     return NewJob(request.job_id, request.output.path if request.output else None, shape, dtype)
-
-
-def outcome_detail(outcome: Outcome) -> dict[str, Any]:
-    """An outcome's own words and figures, as plain JSON types."""
-    match outcome:
-        case Done():
-            return {
-                "device_peak_bytes": outcome.device_peak_bytes,
-                "host_peak_bytes": outcome.host_peak_bytes,
-                "duration_s": outcome.duration_s,
-                "attributed": outcome.attributed,
-            }
-        case OutOfMemory():
-            return {"error": outcome.error, "peak_bytes": outcome.peak_bytes, "on_host": outcome.on_host}
-        case Failed():
-            return {"error": outcome.error}
-        case _:
-            return {"reason": outcome.reason}

@@ -9,11 +9,12 @@ from pathlib import Path
 from scheduler.config.model import RunConfig
 from scheduler.core.policy import Pin
 from scheduler.execution.journal import Journal, JournalJob
-from scheduler.execution.prepare import PreparedRun, look
+from scheduler.execution.prepare import PreparedRun, look, write_plates
 from scheduler.execution.record import JOURNAL, JournalRecord
 from scheduler.execution.run import carry_out
 from scheduler.execution.run_lock import run_lock
 from scheduler.execution.status import RunStatus, RunSummary
+from scheduler.execution.task import OutputRecord
 from scheduler.execution.worker_plugin import read_worker_pids
 from scheduler.images.errors import InputError
 from scheduler.images.outputs import check_output_folder, remove_partials, verify_stack
@@ -31,8 +32,9 @@ def resume(
 ) -> RunSummary:
     """Finish the run in `run_dir` with the config that it was started with.
 
-    Jobs that failed are tried again. An output counts as done if the journal says so and the file has the
-    shape and dtype that were written; any other output of the run is made anew, replacing what is there.
+    Jobs that failed are tried again. A job counts as done if the journal says so, each of its outputs has the
+    shape and dtype that were written, and its tables are there; the others are done anew, replacing what is
+    there.
     The summary counts all jobs of the run; its seconds are this part's.
 
     Raises
@@ -40,7 +42,7 @@ def resume(
     ResumeError
         There is no run in the folder, or its journal can't be read.
     InputError, OutputError, StepError, DevicesError
-        As `run`; and an input of a job that isn't done is gone.
+        As `run`; and an input of a job that isn't done is gone, or an array from a file is another one.
     """
     run_dir = Path(run_dir).absolute()
     config, rows = _read(run_dir)
@@ -48,9 +50,11 @@ def resume(
         # Read again: until now another driver may have been at work.
         config, rows = _read(run_dir)
         whole = look(config)
+        _refuse_other_arrays(whole, run_dir)
         prepared = _unfinished(whole, rows)
         check_output_folder(config.output.path)
-        remove_partials({job.output.parent for job in prepared.jobs}, read_worker_pids(run_dir))
+        write_plates(whole, overwrite=True)
+        remove_partials(prepared.folders(), read_worker_pids(run_dir))
 
         def go_on() -> JournalRecord:
             return JournalRecord.go_on(run_dir, [job.job_id for job in prepared.jobs])
@@ -78,6 +82,21 @@ def _read(run_dir: Path) -> tuple[RunConfig, dict[str, JournalJob]]:
             journal.close()
     except (sqlite3.Error, ValueError, TypeError) as error:
         raise ResumeError(f"no run that can be resumed in {run_dir}: {error}") from error
+
+
+def _refuse_other_arrays(prepared: PreparedRun, run_dir: Path) -> None:
+    """InputError if a file with an array for a step isn't what it was: results would be of two kinds."""
+    journal = Journal.open_readonly(run_dir / JOURNAL)
+    try:
+        before = journal.arrays()
+    finally:
+        journal.close()
+    for file in prepared.chain.array_files:
+        if before.get(file.path, file.digest) != file.digest:
+            raise InputError(
+                f"{file.path} has changed since the run began, and what is done was made with what it held: "
+                "put that back, or start a new run"
+            )
 
 
 def _pins(prepared: PreparedRun, run_dir: Path) -> dict[str, Pin]:
@@ -109,8 +128,12 @@ def _unfinished(prepared: PreparedRun, rows: Mapping[str, JournalJob]) -> Prepar
 
 
 def is_done(row: JournalJob) -> bool:
-    """Whether the journal calls the job done, and its output is there as it was written."""
-    if row.state != "done" or row.output is None or row.result is None:
-        return False
-    (z, y, x), dtype = row.result
-    return verify_stack(row.output, (z, y, x), dtype)
+    """Whether the journal calls the job done, and all that it has written is there as it was written."""
+    return row.state == "done" and bool(row.outputs) and all(map(_is_there, row.outputs))
+
+
+def _is_there(output: OutputRecord) -> bool:
+    if output.is_table:
+        return Path(output.path).is_file()
+    z, y, x = output.shape
+    return verify_stack(output.path, (z, y, x), output.dtype, channel=output.channel)

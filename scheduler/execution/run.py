@@ -14,8 +14,8 @@ from scheduler.execution.devices import open_devices
 from scheduler.execution.errors import ClusterError
 from scheduler.execution.jobs import JobRequest
 from scheduler.execution.local import local_scheduler
-from scheduler.execution.plans import job_plans, step_types
-from scheduler.execution.prepare import PreparedRun, prepare
+from scheduler.execution.plans import named_job_plans, step_types
+from scheduler.execution.prepare import PreparedRun, prepare, write_plates
 from scheduler.execution.record import JournalRecord
 from scheduler.execution.run_lock import new_run_id, run_lock
 from scheduler.execution.slurm import slurm_cluster
@@ -67,6 +67,7 @@ def run(
         return JournalRecord.begin(run_dir, config.model_dump(mode="json"), requests)
 
     with run_lock(config, run_dir.name):
+        write_plates(prepared, overwrite=overwrite)
         return carry_out(prepared, run_dir, begin, overwrite=overwrite, on_status=on_status, stop=stop)
 
 
@@ -92,7 +93,7 @@ def carry_out(
                 scheduler.finish()
             _follow(scheduler, show, stop)
     finally:
-        remove_partials({job.output.parent for job in prepared.jobs}, read_worker_pids(run_dir))
+        remove_partials(prepared.folders(), read_worker_pids(run_dir))
     if on_status is not None and scheduler.record.status is not None:
         on_status(scheduler.record.status)
     assert scheduler.summary is not None
@@ -185,11 +186,11 @@ def refuse_virtual(config: RunConfig) -> None:
 
 
 def _check_plans(prepared: PreparedRun, requests: Sequence[JobRequest], discovery: Discovery) -> None:
-    """Raise StepError, before a process is started, if no device here can run the chain on a stack."""
+    """Raise StepError, before a process is started, if no device here can run the chain on a job's stacks."""
     names = step_types(step.step for step in prepared.chain.steps)
     usable = {device.kind: installed(names, device.kind) for device in discovery.devices if device.slots}
-    for form in sorted({request.form for request in requests}):
-        job_plans(prepared.chain.steps, *form, usable)
+    for forms in sorted({request.forms for request in requests}):
+        named_job_plans(prepared.chain.steps, forms, usable)
 
 
 @contextlib.contextmanager

@@ -5,12 +5,9 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from distributed import Client
-from numpy.typing import NDArray
 
 from scheduler.core.dispatcher import Dispatcher
 from scheduler.core.events import Done
@@ -25,9 +22,10 @@ from scheduler.execution.fleet import Fleet
 from scheduler.execution.jobs import JobRequest, dispatcher_job
 from scheduler.execution.membership import Membership
 from scheduler.execution.record import JournalRecord
+from scheduler.execution.results import JobFailedError, JobResult
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.status import RunStatus, RunSummary
-from scheduler.execution.task import AttemptReport, AttemptTask
+from scheduler.execution.task import AttemptReport, AttemptTask, Returned
 from scheduler.execution.under_way import STOP_GRACE_S
 from scheduler.execution.usable import Planner
 from scheduler.host.estimates import default_estimates_path, load_estimates, save_estimates
@@ -38,48 +36,6 @@ TURN_S = 0.25
 NOBODY_YET = "no worker has joined the cluster yet: the jobs wait for the first"
 TRYING = "the workers try the libraries that the steps need"
 CLOSED = "the scheduler is being closed"
-
-
-class JobFailedError(RuntimeError):
-    """A job didn't end as done; the message is its reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobResult:
-    """How a job ended.
-
-    Attributes
-    ----------
-    outcome
-        done, failed, cancelled or set_aside.
-    outputs
-        The files that were written.
-    arrays
-        The results by name, for jobs submitted with `returns="array"`: copies, never pool memory. The result
-        of a chain is called "stack".
-    device
-        Name of the device of the last attempt; "" if there was none.
-    attempts
-        How many times the job was tried.
-    peak_bytes
-        The most memory that it held, where that was measured: of its device, of the host on a CPU.
-    reason
-        Why it ended so.
-    """
-
-    outcome: JobOutcome
-    outputs: tuple[Path, ...] = ()
-    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    device: str = ""
-    attempts: int = 0
-    peak_bytes: int | None = None
-    reason: str = ""
-
-    def check(self) -> "JobResult":
-        """The result itself, if the job is done. Raises JobFailedError with the reason if it isn't."""
-        if self.outcome is not JobOutcome.DONE:
-            raise JobFailedError(self.reason)
-        return self
 
 
 class StackFuture(concurrent.futures.Future[JobResult]):
@@ -156,7 +112,7 @@ class Session:
         self._batch = 0
         self._over = False
         self._names_taken: set[str] = set()
-        self._targets: set[str] = set()
+        self._targets: set[tuple[str, int | None]] = set()
         fleet = self._fleet = Fleet(client, topic)
         elastic = (DeviceKind.CUDA, DeviceKind.CPU) if terms.elastic else ()
         self._planner = Planner(fleet, record.remark, expected=elastic)
@@ -252,7 +208,7 @@ class Session:
             raise RuntimeError("nothing more is started here") from self.error
         self.wait_for_worker(stop)
         self.record.hint = TRYING
-        plans = [self._planner.plans(request.chain, request.form) for request in requests]
+        plans = [self._planner.plans(request.chain, request.forms) for request in requests]
         self.record.hint = ""
         jobs = [dispatcher_job(*each, batch=self._batch) for each in zip(requests, plans, strict=True)]
         self._batch += 1
@@ -263,10 +219,11 @@ class Session:
                 raise ValueError(f"there is a job {taken[0]!r} already")
             if self._over:
                 raise RuntimeError("nothing more is started here") from self.error
-            targets = Counter(request.output.path for request in requests if request.output is not None)
-            double = [path for path, count in targets.items() if count > 1 or path in self._targets]
+            outputs = (request.output for request in requests if request.output is not None)
+            targets = Counter(claim for output in outputs for claim in output.claims())
+            double = [claim for claim, count in targets.items() if count > 1 or claim in self._targets]
             if double:
-                raise OutputError(f"two jobs would write {double[0]}")
+                raise OutputError(f"two jobs would write {double[0][0]}")
             self._names_taken |= names.keys()
             self._targets |= targets.keys()
             futures = [StackFuture(request.job_id, self) for request in requests]
@@ -358,10 +315,10 @@ class Session:
         reason: str,
         placement: Placement | None,
         report: AttemptReport | None,
-        array: Any,
+        returned: Returned | None,
     ) -> None:
         with self._lock:
-            request = self._requests.pop(job_id)
+            del self._requests[job_id]
             future = self._futures.pop(job_id)
         if outcome is JobOutcome.CANCELLED:
             future._cancelled()
@@ -369,12 +326,13 @@ class Session:
         done = report.outcome if report is not None and isinstance(report.outcome, Done) else None
         on_cpu = placement is not None and not placement.reserve_bytes
         peak = None if done is None else done.host_peak_bytes if on_cpu else done.device_peak_bytes
-        written = outcome is JobOutcome.DONE and request.output is not None
+        written = report.outputs if report is not None and outcome is JobOutcome.DONE else ()
         future.set_result(
             JobResult(
                 outcome,
-                (Path(request.output.path),) if written and request.output is not None else (),
-                {} if array is None else {"stack": array},
+                tuple(Path(output.path) for output in written),
+                {} if returned is None else returned.arrays,
+                {} if returned is None else returned.tables,
                 self.record.device_name(placement.device) if placement is not None else "",
                 placement.attempt if placement is not None else 0,
                 peak,

@@ -10,11 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-import numpy as np
 from distributed import Client
-from numpy.typing import NDArray
 
-from memcore import StackError
 from scheduler.config.model import DevicesConfig, JobsConfig, MemoryConfig, StepConfig
 from scheduler.core.model import DeviceSnapshot
 from scheduler.core.policy import OnPressure, Pin, Policy
@@ -22,21 +19,19 @@ from scheduler.execution.crew import ClusterTerms
 from scheduler.execution.devices import virtual_tag
 from scheduler.execution.driver import nobody
 from scheduler.execution.errors import ClusterError
+from scheduler.execution.job_ends import job_source, job_target, results_of
 from scheduler.execution.jobs import Chain, JobRequest
 from scheduler.execution.prepare import step_spec
 from scheduler.execution.record import JournalRecord
+from scheduler.execution.results import JobFailedError, JobResult
 from scheduler.execution.run_lock import new_run_id
 from scheduler.execution.run_settings import WorkerSettings
-from scheduler.execution.session import CLOSED, JobFailedError, JobResult, Session, StackFuture
+from scheduler.execution.session import CLOSED, Session, StackFuture
 from scheduler.execution.status import RunSummary
-from scheduler.execution.task import OutputTarget, Source
 from scheduler.execution.worker_plugin import read_worker_pids
 from scheduler.execution.workplace import versions
 from scheduler.host.probes import Discovery
 from scheduler.host.reservations import Reservations
-from scheduler.images.errors import InputError, OutputError
-from scheduler.images.naming import format_of
-from scheduler.images.sources import StackSource, stack_of_files
 from scheduler.steps.resolve import StepSpec
 
 __all__ = [
@@ -59,20 +54,23 @@ _Section = TypeVar("_Section", DevicesConfig, MemoryConfig, JobsConfig)
 
 @dataclass(frozen=True)
 class StackJob:
-    """One stack to be processed.
+    """One stack to be processed, or several together.
 
     Attributes
     ----------
     inputs
         The `[Z, Y, X]` stack: a NumPy array, which is sent to the worker; a file of planes (multi-page TIFF,
         OME-TIFF, OME-Zarr), or a sequence of files with one plane each, which the workers must be able to
-        read; or a `StackSource` of `find_stacks`.
+        read; or a `StackSource` of `find_stacks`. Or a mapping of names to several of these: a step takes
+        them by `inputs`, as `{"use": "mylab.cells:segment", "inputs": ["image", "nuclei"]}`.
     steps
         Each as in the YAML's `steps`: a built-in's name or `package.module:function`, or a mapping with `use`
-        and, if need be, `with`, `memory`, `declare`; or a decorated function that the workers can import.
+        and, if need be, `with`, `inputs`, `outputs`, `arrays`, `memory`, `declare`; or a decorated function
+        that the workers can import.
     output
         Where the result is written, by its suffix as OME-TIFF (.ome.tif), TIFF (.tif) or OME-Zarr
-        (.ome.zarr); None if it isn't.
+        (.ome.zarr); None if it isn't. Where the steps give several stacks, a mapping of their names to paths.
+        A step's table goes beside the first, with the suffix .csv.
     name
         Names the job in the journal and its log; one is made if it is None.
     priority
@@ -83,7 +81,7 @@ class StackJob:
 
     inputs: Any
     steps: Sequence[Step]
-    output: str | Path | None = None
+    output: str | Path | Mapping[str, str | Path] | None = None
     name: str | None = None
     priority: int = 0
     timeout_s: float | None = None
@@ -238,11 +236,12 @@ class StackScheduler(Session):
         if not isinstance(job, StackJob):
             raise TypeError(f"a job is a StackJob, not of type {type(job).__name__}")
         _check_terms(job)
+        chain, source = self._chain(job.steps), job_source(job.inputs)
         return JobRequest(
             job_id=job.name if job.name is not None else self._new_name(),
-            chain=self._chain(job.steps),
-            source=_source(job.inputs),
-            output=_target(job.output, self.record.run_dir.name),
+            chain=chain,
+            source=source,
+            output=job_target(job.output, self.record.run_dir.name, results_of(chain, source)),
             returns_array=returns_array,
             priority=job.priority,
             timeout_s=job.timeout_s if job.timeout_s is not None else self._jobs.timeout_s,
@@ -326,48 +325,16 @@ def _spec(step: Step) -> StepSpec:
     if isinstance(step, str):
         step = {"use": step}
     if isinstance(step, Mapping):
-        return step_spec(StepConfig.model_validate(step), Path.cwd())
+        section = StepConfig.model_validate(step)
+        by_fields = [name for name, choice in section.inputs.items() if not isinstance(choice, str)]
+        if by_fields:
+            raise ValueError(
+                f"{section.use}: inputs.{by_fields[0]}: the job's inputs have names here: give one of them"
+            )
+        return step_spec(section, Path.cwd())
     module, name = getattr(step, "__module__", None), getattr(step, "__qualname__", "")
     if module in (None, "__main__") or not name or "<" in name:
         raise ValueError(
             f"{step!r} can't be imported by a worker: put it into a module, and name it module:function"
         )
     return StepSpec(use=f"{module}:{name}", search_path=(str(Path.cwd()),))
-
-
-def _source(inputs: Any) -> Source:
-    if isinstance(inputs, StackSource):
-        return inputs
-    if isinstance(inputs, np.ndarray):
-        return _checked(inputs)
-    if isinstance(inputs, str | Path):
-        return stack_of_files(inputs)
-    if isinstance(inputs, Sequence) and inputs and all(isinstance(each, str | Path) for each in inputs):
-        return stack_of_files(*inputs)
-    raise InputError(
-        f"inputs is of type {type(inputs).__name__}; it may be a NumPy array [Z, Y, X], a file, a sequence "
-        "of files with a plane each, or a StackSource"
-    )
-
-
-def _checked(array: NDArray[Any]) -> NDArray[Any]:
-    if type(array) is not np.ndarray:
-        raise StackError(f"inputs is a {type(array).__name__}; take a plain NumPy array of its values")
-    if array.ndim != 3 or array.size == 0:
-        raise StackError(f"inputs has the shape {array.shape}; a stack is [Z, Y, X], none of them 0")
-    if not array.dtype.isnative or array.dtype.kind not in "buifc":
-        raise StackError(
-            f"inputs has the dtype {array.dtype.str}; take one of numbers, in this machine's byte order"
-        )
-    return array
-
-
-def _target(output: str | Path | None, run_id: str) -> OutputTarget | None:
-    if output is None:
-        return None
-    path = Path(output).absolute()
-    if not path.parent.is_dir():
-        raise OutputError(f"the folder of output {path} doesn't exist")
-    if path.exists():
-        raise OutputError(f"output {path} exists already")
-    return OutputTarget(str(path), format_of(path), False, {"run": run_id})

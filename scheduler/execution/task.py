@@ -1,27 +1,65 @@
 """What an attempt is given and what it gives back: plain records that travel between driver and workers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.events import Outcome
 from scheduler.core.model import Split
+from scheduler.images.options import DEFAULT_OPTIONS, WriteOptions
+from scheduler.images.plates import Destination
 from scheduler.images.stack import StackSource
+from scheduler.steps.carried import STACK
 from scheduler.steps.resolve import StepSpec
 
-Source = StackSource | NDArray[Any]
+Stack = StackSource | NDArray[Any]
+Source = Stack | Mapping[str, Stack]
+
+
+def named_stacks(source: Source) -> Mapping[str, Stack]:
+    """The stacks of a job by name; the only one of a plain job is called "stack"."""
+    return source if isinstance(source, Mapping) else {STACK: source}
 
 
 @dataclass(frozen=True, slots=True)
 class OutputTarget:
-    """Where a result goes; `provenance` is what the driver knows of how it came about."""
+    """Where the results of a job go.
+
+    Attributes
+    ----------
+    path
+        Of the one stack that a plain job gives, or the first one of several.
+    provenance
+        What the driver knows of how they came about.
+    stacks
+        The place of each stack by name, where that is more than `path` tells.
+    tables
+        The path of each table that a step may give, by its label (see `scheduler.steps.carried`).
+    fields
+        Those of the job, which every row of a table begins with.
+    """
 
     path: str
     format: str
     overwrite: bool
     provenance: Mapping[str, Any]
+    options: WriteOptions = DEFAULT_OPTIONS
+    stacks: Mapping[str, Destination] = field(default_factory=dict)
+    tables: Mapping[str, str] = field(default_factory=dict)
+    fields: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def places(self) -> Mapping[str, Destination]:
+        """Where each stack goes; for a job that says no names the one that it gives, called ""."""
+        return self.stacks or {"": Destination(Path(self.path))}
+
+    def claims(self) -> set[tuple[str, int | None]]:
+        """What no other job may write: each path, with the channel of an image that several jobs share."""
+        return {(str(place.path), place.channel) for place in self.places.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +71,13 @@ class AttemptTask:
     kind
         Attempts of one kind have equal footprints.
     source
-        Where the `[Z, Y, X]` stack is, or the stack itself.
+        Where the `[Z, Y, X]` stack is, or the stack itself; or several of these by name.
     resident_bytes
         What the steps' `setup` is to reserve on the device, 0 if it is there already.
     output
         Where the result is written; None if it isn't.
     returns_array
-        The result comes back to the driver, as a copy.
+        The results come back to the driver, as copies.
     """
 
     job_id: str
@@ -69,13 +107,44 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputRecord:
+    """A file that a job has written: a stack with its name, or a table (of so many rows and columns)."""
+
+    name: str
+    path: str
+    shape: tuple[int, ...]
+    dtype: str = ""
+    channel: int | None = None
+
+    @property
+    def is_table(self) -> bool:
+        """True for a table, whose columns have no common dtype."""
+        return not self.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What comes back to the driver where it was asked for: the stacks by name, and the tables by label."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    tables: Mapping[str, Mapping[str, Sequence[object]]] = field(default_factory=dict)
+
+    def aligned(self) -> "Returned":
+        """The same with arrays as compiled code wants them: in a message they lie at any address."""
+        arrays = {name: np.require(array, requirements=["ALIGNED"]) for name, array in self.arrays.items()}
+        return Returned(arrays, self.tables)
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptReport:
     """What comes back from a worker. Times in seconds.
 
     Attributes
     ----------
     result
-        Shape and dtype of the result.
+        Shape and dtype of the result, the first one of several.
+    outputs
+        What was written.
     on_device
         When the attempt began and ended to use its device, in seconds since the epoch, for each time it did.
     disk_full
@@ -92,3 +161,4 @@ class AttemptReport:
     on_device: tuple[tuple[float, float], ...] = ()
     disk_full: str = ""
     retire: str = ""
+    outputs: tuple[OutputRecord, ...] = ()

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from distributed import Future
 from distributed.scheduler import KilledWorker
 
@@ -18,7 +17,7 @@ from scheduler.core.model import DeviceKind, Placement
 from scheduler.execution.crew import ClusterTerms, Crew
 from scheduler.execution.fleet import AttemptKey, Fleet, WorkerProcess
 from scheduler.execution.record import JournalRecord
-from scheduler.execution.task import AttemptReport, AttemptTask
+from scheduler.execution.task import AttemptReport, AttemptTask, Returned
 from scheduler.execution.watchdog import Watchdog
 
 STOP_GRACE_S = 10.0
@@ -29,7 +28,7 @@ MAX_REQUEUES = 32
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The array of an attempt is here, or the error for which it isn't."""
+    """The arrays of an attempt are here, or the error for which they aren't."""
 
     key: AttemptKey
     report: AttemptReport
@@ -136,9 +135,8 @@ class UnderWay(ABC):
 
     def _fetch(self, key: AttemptKey, report: AttemptReport, future: Future) -> None:
         try:
-            # What has come in a message lies at any address in it, which compiled code is slow on or refuses.
-            array = np.require(future.result(), requirements=["ALIGNED"])
-            self._inbox.put(Fetched(key, report, array, None))
+            returned: Returned = future.result()
+            self._inbox.put(Fetched(key, report, returned.aligned(), None))
         except Exception as error:  # noqa: BLE001  told to the driver's thread
             self._inbox.put(Fetched(key, report, None, error))
 

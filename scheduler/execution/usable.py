@@ -9,8 +9,8 @@ from distributed import Worker
 from memcore import BackendUnavailableError, MemoryType, backend_of
 from scheduler.core.model import DeviceKind, JobPlan
 from scheduler.execution.fleet import Fleet, WorkerProcess
-from scheduler.execution.jobs import Chain, Form
-from scheduler.execution.plans import job_plans, step_types
+from scheduler.execution.jobs import Chain, Forms
+from scheduler.execution.plans import named_job_plans, step_types
 from scheduler.execution.runs_here import state_of
 from scheduler.steps.errors import StepError
 from scheduler.steps.resolve import StepSpec
@@ -73,7 +73,7 @@ def problems_here(
 
 
 class Planner:
-    """Plans for chains and forms, of memory types that work in the workers that are there.
+    """Plans for chains and the forms of their stacks, of memory types that work in the workers there.
 
     What a plan uses on GPUs is tried in their workers, once and only then, since a framework takes seconds to
     import. `remark` is told of what doesn't work, and why. Workers of the kinds `expected` may come later:
@@ -81,7 +81,7 @@ class Planner:
 
     Notes
     -----
-    Thread-safe. What was planned for a chain and a form stays: jobs of one kind have equal plans. Workers
+    Thread-safe. What was planned for a chain and forms stays: jobs of one kind have equal plans. Workers
     that come later have to have what the plans for their kind use.
     """
 
@@ -95,12 +95,12 @@ class Planner:
         self._installed: dict[DeviceKind, frozenset[str]] = {}
         self._broken: dict[DeviceKind, dict[str, str]] = {}
         self._checked: set[tuple[str, str]] = set()
-        self._plans: dict[tuple[str, Form], tuple[JobPlan, ...]] = {}
+        self._plans: dict[tuple[str, Forms], tuple[JobPlan, ...]] = {}
         self._needed: dict[DeviceKind, frozenset[str]] = {}
         self._lock = threading.Lock()
 
-    def plans(self, chain: Chain, form: Form) -> tuple[JobPlan, ...]:
-        """The plans for a stack of this form, best first.
+    def plans(self, chain: Chain, forms: Forms) -> tuple[JobPlan, ...]:
+        """The plans for stacks of these names and forms, best first.
 
         Raises
         ------
@@ -108,13 +108,13 @@ class Planner:
             No kind of device that is there can run the chain.
         """
         with self._lock:
-            key = chain.digest, form
+            key = chain.digest, forms
             if key not in self._plans:
                 processes = self._fleet.processes
                 for process in processes:
                     kind, installed = process.hello.device.kind, frozenset(process.hello.installed)
                     self._installed[kind] = self._installed.get(kind, installed) & installed
-                plans = self._plans[key] = self._working(chain, form, processes)
+                plans = self._plans[key] = self._working(chain, forms, processes)
                 for plan in plans:
                     for kind in plan.device_kinds:
                         self._needed[kind] = self.needed(kind).union(plan.memory_types)
@@ -124,12 +124,14 @@ class Planner:
         """The built-in memory types that plans for a kind of device use; never waits."""
         return self._needed.get(kind, frozenset()).intersection(MemoryType)
 
-    def _working(self, chain: Chain, form: Form, processes: tuple[WorkerProcess, ...]) -> tuple[JobPlan, ...]:
+    def _working(
+        self, chain: Chain, forms: Forms, processes: tuple[WorkerProcess, ...]
+    ) -> tuple[JobPlan, ...]:
         while True:
             usable = self._usable(chain)
             problems = [problem for broken in self._broken.values() for problem in broken.values()]
             try:
-                plans = job_plans(chain.steps, *form, usable)
+                plans = named_job_plans(chain.steps, forms, usable)
             except StepError as error:
                 raise StepError(f"{error} ({'; '.join(problems)})" if problems else str(error)) from error
             if not self._check(chain, plans, processes, usable):

@@ -16,6 +16,7 @@ from pools import PoolSet, PressureWatcher
 from pools.virtual import VirtualDeviceMemory
 from scheduler.core.model import Device, DeviceKind, DeviceSnapshot
 from scheduler.execution.activity import Attempts
+from scheduler.execution.array_files import ArrayFiles
 from scheduler.execution.growth import Growth
 from scheduler.execution.residents import Residents
 from scheduler.execution.run_settings import WorkerSettings
@@ -100,6 +101,7 @@ class WorkerState:
         # More attempts may be admitted than compute at once: the others read or write meanwhile.
         self.compute = threading.BoundedSemaphore(max(1, device.slots))
         self.attempts = Attempts()
+        self.array_files = ArrayFiles()
         self.residents = Residents(
             self._hold_resident,
             on_gpu=self.on_gpu,

@@ -1,12 +1,53 @@
 """Arrays that a step takes from a file: a flat field, a dark frame, a measured point spread function."""
 
+import hashlib
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from scheduler.images.errors import ImageError
 from scheduler.images.sources import find_stacks, read_stack
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayFile:
+    """An array in a file, described by its form and by a digest of its values; picklable and hashable."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    digest: str
+
+    @classmethod
+    def of(cls, path: str | Path) -> Self:
+        """Read the file once and describe what is in it. Errors as of `read_array`."""
+        array = read_array(path)
+        return cls(str(path), array.shape, array.dtype.name, _digest(array))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def read(self) -> np.ndarray[Any, Any]:
+        """The array, which nobody can write to.
+
+        Raises
+        ------
+        ImageError
+            As `read_array`, or other values are in the file than when it was described.
+        """
+        array = read_array(self.path)
+        if _digest(array) != self.digest:
+            raise ImageError(
+                f"{self.path} has changed since the run began: its {array.dtype.name} {array.shape} has "
+                "other values; put the old one back, or start a new run"
+            )
+        # a view of bytes: unlike a flag, that can't be set back
+        return np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape)
 
 
 def read_array(path: str | Path) -> np.ndarray[Any, Any]:
@@ -49,3 +90,9 @@ def _read_npy(path: Path) -> np.ndarray[Any, Any]:
             f"{path}: an array [Y, X] or [Z, Y, X] of numbers is wanted, not {array.dtype} {array.shape}"
         )
     return array
+
+
+def _digest(array: np.ndarray[Any, Any]) -> str:
+    values = hashlib.sha256(f"{array.dtype.str} {array.shape} ".encode())
+    values.update(np.ascontiguousarray(array).data)
+    return values.hexdigest()

@@ -8,6 +8,9 @@ from scheduler.images.atomic import partial_path
 from scheduler.images.errors import OutputError
 from scheduler.images.patterns import nearest
 
+STACK_FIELD = "stack"
+"""In a template, the name of a result among those of its job."""
+
 SUFFIXES = {"tiff": ".tif", "ome-tiff": ".ome.tif", "ome-zarr": ".ome.zarr"}
 
 
@@ -103,6 +106,13 @@ def template_fields(template: str) -> list[str]:
             raise OutputError(f"output name {template!r}: a field is a name in braces, as {{well}}")
         fields.append(name)
     return fields
+
+
+def table_path(path: Path, format: str) -> Path:
+    """Where a table goes that belongs to the stack at `path`: .csv takes the place of the format's ending."""
+    suffix = suffix_of(format)
+    stem = path.name[: -len(suffix)] if path.name.lower().endswith(suffix) else path.name
+    return path.with_name(f"{stem}.csv")
 
 
 def suffix_of(format: str) -> str:

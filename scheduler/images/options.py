@@ -1,11 +1,13 @@
 """How outputs are stored."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from scheduler.images.errors import OutputError
 from scheduler.images.patterns import nearest
 
 COMPRESSIONS = ("default", "none", "zlib", "zstd", "lzw")
+ZARR_COMPRESSIONS = ("default", "none", "zlib", "zstd")
 ZARR_VERSIONS = ("0.4", "0.5")
 
 
@@ -33,6 +35,13 @@ class WriteOptions:
             raise OutputError(f"chunks are three lengths (z, y, x) of 1 or more, not {self.chunks}")
         if not 1 <= self.levels <= 16:
             raise OutputError(f"levels must be 1 to 16, not {self.levels}")
+
+
+def check_options(format: str, **options: Any) -> None:
+    """OutputError if `WriteOptions(**options)` can't be, or a format doesn't have that compression."""
+    compression = WriteOptions(**options).compression
+    if format == "ome-zarr" and compression not in ZARR_COMPRESSIONS:
+        raise OutputError(f"ome-zarr has no compression {compression!r}; it has zstd, zlib and none")
 
 
 DEFAULT_OPTIONS = WriteOptions()

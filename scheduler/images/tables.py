@@ -33,7 +33,7 @@ def write_table(
         raise OutputError(f"a table's columns have the same length, but these have {lengths}")
     both = [name for name in columns if name in fields]
     if both:
-        raise OutputError(f"a table's columns {both} are named like fields of its job")
+        raise OutputError(f"a table's columns {both} are named like fields of its job; rename them")
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow([*fields, *columns])

@@ -1,6 +1,7 @@
 """A config's steps, checked before Dask is imported, with the place of what is wrong in the file."""
 
 from scheduler.config import RunConfig, config_error
+from scheduler.config.model import StepConfig
 from scheduler.execution.prepare import config_folder, step_spec
 from scheduler.steps.errors import StepError
 
@@ -12,8 +13,16 @@ def check_steps(config: RunConfig) -> None:
         try:
             step_spec(step, config_folder(config)).resolve().close()
         except StepError as error:
-            keyword = next((key for key in step.with_ if repr(key) in str(error)), None)
-            at = ("use",) if keyword is None else ("with", keyword)
+            at = _place(step, str(error))
             problems["steps", index, *at] = str(error)
     if problems:
         raise config_error(config, problems)
+
+
+def _place(step: StepConfig, error: str) -> tuple[str, ...]:
+    """The key of the step that an error speaks of."""
+    for section, keys in (("arrays", step.arrays), ("inputs", step.inputs), ("with", step.with_)):
+        for key in keys:
+            if f"arrays.{key}:" in error or (section != "arrays" and repr(key) in error):
+                return section, key
+    return ("use",)

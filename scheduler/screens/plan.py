@@ -12,6 +12,7 @@ from rich.text import Text
 from memcore.info import bytes_text, item_size
 from scheduler.core.model import DeviceSnapshot
 from scheduler.execution.forecast import Forecast, FormForecast, PlanForecast
+from scheduler.execution.jobs import Form
 from scheduler.screens.words import count_text, duration_text, path_text, printable
 
 UNMEASURED = "not known before a run has measured this chain on each device that it may use"
@@ -22,7 +23,7 @@ def draw_forecast(forecast: Forecast) -> RenderableType:
     parts: list[RenderableType] = []
     parts += [_stacks(form) for form in forecast.forms]
     parts += [
-        Text(printable(f"can't be read: {job.job_id}: {job.source.problem}"), style="red")
+        Text(printable(f"can't be read: {job.job_id}: {job.problem}"), style="red")
         for job in forecast.unreadable
     ]
     chain = " → ".join(step.name for step in forecast.prepared.chain.steps)
@@ -53,11 +54,14 @@ def forecast_json(forecast: Forecast) -> dict[str, Any]:
         "jobs": len(forecast.prepared.jobs),
         "steps": [step.use for step in forecast.prepared.chain.steps],
         "results": {"folder": str(forecast.prepared.config.output.path), "existing": forecast.existing},
-        "unreadable": [{"job": job.job_id, "reason": job.source.problem} for job in forecast.unreadable],
+        "unreadable": [{"job": job.job_id, "reason": job.problem} for job in forecast.unreadable],
         "forms": [
             {
                 "shape": list(form.form[0]),
                 "dtype": form.form[1],
+                "stacks": {
+                    name: {"shape": list(shape), "dtype": dtype} for name, (shape, dtype) in form.stacks
+                },
                 "jobs": form.jobs,
                 "plans": [_plan_record(plan) for plan in form.plans],
             }
@@ -100,18 +104,23 @@ def _free(snapshot: DeviceSnapshot) -> int | None:
 
 
 def _stacks(form: FormForecast) -> Text:
-    shape, dtype = form.form
-    each = prod(shape) * item_size(dtype)
-    what = (
-        f"{count_text(form.jobs, 'stack')} of {' × '.join(map(str, shape))} {dtype}, {bytes_text(each)} each"
-    )
+    each = sum(prod(shape) * item_size(dtype) for _, (shape, dtype) in form.stacks)
+    if len(form.stacks) > 1:
+        stacks = ", ".join(f"{name} {_form(stack)}" for name, stack in form.stacks)
+        what = f"{count_text(form.jobs, 'job')} of {stacks}; {bytes_text(each)} each"
+    else:
+        what = f"{count_text(form.jobs, 'stack')} of {_form(form.form)}, {bytes_text(each)} each"
     return Text.assemble(("Input    ", "bold"), what)
+
+
+def _form(form: Form) -> str:
+    shape, dtype = form
+    return f"{' × '.join(map(str, shape))} {dtype}"
 
 
 def _plans(form: FormForecast, *, several: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    shape, dtype = form.form
-    table.add_column(f"plan for {' × '.join(map(str, shape))} {dtype}" if several else "plan")
+    table.add_column(f"plan for {_form(form.form)}" if several else "plan")
     table.add_column("array libraries", overflow="fold")
     for name in ("device memory", "host memory", "seconds a job"):
         table.add_column(name, justify="right")
@@ -130,7 +139,8 @@ def _plans(form: FormForecast, *, several: bool) -> Table:
 def _about_plans(form: FormForecast) -> Iterator[Text]:
     for each in form.whole:
         if each.plan.conversions:
-            yield Text(f"{each.plan.name} converts {'; '.join(each.plan.conversions)}", style="dim")
+            what = "converts of each stack" if len(form.stacks) > 1 else "converts"
+            yield Text(f"{each.plan.name} {what} {'; '.join(each.plan.conversions)}", style="dim")
         blocks = form.blocks(each)
         if blocks:
             bytes_of = attrgetter("device_bytes" if each.device_bytes else "host_bytes")

@@ -11,6 +11,9 @@ has to be named.
 *Borders.* Beyond its edge a stack continues with its outermost voxel (SciPy's mode "nearest"), on all three
 axes.
 
+*Several stacks.* A step may take several named stacks and arrays from files, and give several stacks and a
+table: `scheduler.steps.carried` says which stacks there are from step to step.
+
 A step of one's own is a function `fn(stack, *, …)`, decorated with `memcore.memory_types` or declared in the
 config, that gives a new [Z, Y, X] stack, neither writes the one that it gets nor keeps it, and takes a
 keyword-only `context` (`StepContext`) if it likes. Or it is a class, for what has to be set up once, such as

@@ -4,7 +4,7 @@ import difflib
 import inspect
 import json
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -16,9 +16,16 @@ CONTEXT = "context"
 
 
 def check_parameters(
-    name: str, function: Callable[..., Any], given: Mapping[str, Any], *, skip: int = 1
+    name: str,
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    *,
+    skip: int = 1,
+    arrays: Collection[str] = (),
 ) -> None:
     """See that `function(stack, **given)` fits its signature; `skip` parameters come before the keywords.
+
+    `arrays` are further keywords, with stacks or arrays as their values.
 
     Values are checked where the annotation is one of plain data (int, float, str, bool, None, literals, and
     lists, tuples and mappings of them); an int is a float, a list is any sequence. A function that tells no
@@ -36,12 +43,16 @@ def check_parameters(
         raise StepError(f"{name}: context is given by the scheduler, not under with")
     open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
     named = {key: each for key, each in known.items() if each.kind is not inspect.Parameter.VAR_KEYWORD}
-    for key in given:
+    for key in (*given, *arrays):
         if key not in named and not open_ended:
             raise StepError(unknown_keyword(name, key, named))
-    missing = [key for key, each in named.items() if each.default is each.empty and key not in given]
+    there = {*given, *arrays}
+    missing = [key for key, each in named.items() if each.default is each.empty and key not in there]
     if missing:
-        raise StepError(f"{name} needs {', '.join(missing)}: add it under with")
+        raise StepError(
+            f"{name} needs {', '.join(missing)}: add it under with (an array in a file under arrays, "
+            "another stack under inputs)"
+        )
     check_values(name, function, given)
 
 
@@ -57,6 +68,26 @@ def keywords_of(function: Callable[..., Any], *, skip: int = 1) -> dict[str, ins
         inspect.Parameter.VAR_KEYWORD,
     )
     return {each.name: each for each in parameters[skip:] if each.kind in byname and each.name != CONTEXT}
+
+
+def first_parameter(name: str, function: Any, *, skip: int = 0) -> str:
+    """The name of the parameter that a call's first argument goes to, `skip` aside; "" if it isn't known.
+
+    Raises
+    ------
+    StepError
+        All go by keyword.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[skip:]
+    except (TypeError, ValueError):
+        return ""
+    if not parameters or parameters[0].kind in (
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.VAR_KEYWORD,
+    ):
+        raise StepError(f"{name} takes no stack: a step's first parameter is one, and isn't behind a *")
+    return parameters[0].name
 
 
 def unknown_keyword(name: str, key: str, named: Iterable[str]) -> str:

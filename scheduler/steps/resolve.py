@@ -8,14 +8,16 @@ from typing import Any
 
 from memcore import ContractError, FunctionStep
 from memcore.contracts import implementations_of
+from scheduler.images.arrays import ArrayFile
 from scheduler.steps.context import StepContext
 from scheduler.steps.errors import StepError as StepError
 from scheduler.steps.locate import locate
-from scheduler.steps.parameters import check_parameters, nearest
+from scheduler.steps.parameters import check_parameters, first_parameter, nearest
 from scheduler.steps.step_class import ClassCall
 
 BUILT_IN = {
     "convert_dtype": "scheduler.steps.change_dtype:convert_dtype",
+    "flat_field": "scheduler.steps.flat_field:flat_field",
     "gaussian": "scheduler.steps.gaussian:gaussian",
     "max_projection": "scheduler.steps.max_projection:max_projection",
     "rescale_intensity": "scheduler.steps.rescale_intensity:rescale_intensity",
@@ -39,6 +41,10 @@ class ResolvedStep:
         Every keyword under `with`. Of a class's some go to the constructor; `parameters` are those of a call.
     key
         Short, and the same in every process for equal descriptions only.
+    inputs, outputs, arrays
+        As in its `StepSpec`.
+    first
+        That of `inputs` which is the first argument of a call; the others go by their names. "" without any.
     """
 
     name: str
@@ -47,6 +53,10 @@ class ResolvedStep:
     parameters: dict[str, Any]
     given: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    arrays: Mapping[str, ArrayFile] = field(default_factory=dict)
+    first: str = ""
 
     @property
     def keeps_state(self) -> bool:
@@ -96,6 +106,13 @@ class StepSpec:
         The contract of a function that nobody decorated: the keywords of `memcore.memory_types`.
     search_path
         Folders that go last on `sys.path`.
+    inputs
+        For a step that takes several stacks: which of those that the chain carries each parameter gets. The
+        one that the first parameter is named like, or else the first of them, is the first argument.
+    outputs
+        The names of the stacks that the step gives, as a dict, where it gives several.
+    arrays
+        Keywords whose values are arrays in files.
     """
 
     use: str
@@ -103,10 +120,15 @@ class StepSpec:
     memory: tuple[str, ...] | None = None
     declare: Mapping[str, Any] | None = None
     search_path: tuple[str, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    arrays: Mapping[str, ArrayFile] = field(default_factory=dict)
 
     def __hash__(self) -> int:
-        plain = [dict(self.with_), None if self.declare is None else dict(self.declare)]
-        return hash((self.use, self.memory, self.search_path, json.dumps(plain, sort_keys=True)))
+        plain = [dict(self.with_), None if self.declare is None else dict(self.declare), dict(self.inputs)]
+        files = tuple(sorted((keyword, file.digest) for keyword, file in self.arrays.items()))
+        described = self.use, self.memory, self.search_path, self.outputs, files
+        return hash((*described, json.dumps(plain, sort_keys=True)))
 
     def resolve(self) -> ResolvedStep:
         """Find the step and check its keywords. Imports the step's module, and no framework by itself.
@@ -120,19 +142,50 @@ class StepSpec:
         """
         found = locate(_reference(self.use), self.search_path)
         name = self.use if self.use in BUILT_IN else self.use.rpartition(":")[2]
+        first = self._first(name, found)
+        arrays = tuple(each for each in (*self.inputs, *self.arrays) if each != first)
         called = dict(self.with_)
         declare = self.declare
         if isinstance(found, type):
             declare = declare if declare is not None else getattr(found, "declare", None)
-            found, called = ClassCall.of(name, found, called)
+            found, called = ClassCall.of(name, found, called, arrays)
         if not callable(found):
             raise StepError(f"{self.use} is of type {type(found).__name__}, which can't be called")
         step = _function_step(name, found, declare, self.memory)
         for implementation in step.implementations:
-            check_parameters(name, implementation.function, called)
-        resolved = ResolvedStep(name, self.use, step, called, dict(self.with_), self._key())
+            check_parameters(name, implementation.function, called, arrays=arrays)
+        resolved = ResolvedStep(
+            name,
+            self.use,
+            step,
+            called,
+            dict(self.with_),
+            self._key(),
+            dict(self.inputs),
+            self.outputs,
+            dict(self.arrays),
+            first,
+        )
         _check_values(resolved)
         return resolved
+
+    def _first(self, name: str, found: object) -> str:
+        """Which of `inputs` is the first argument."""
+        twice = [
+            each for each in (*self.inputs, *self.arrays) if each in self.with_ or each == "context"
+        ] or sorted(set(self.inputs) & set(self.arrays))
+        if twice:
+            raise StepError(
+                f"{name}: {twice[0]!r} is given twice, as a stack or an array and as something else"
+            )
+        if not self.inputs:
+            return ""
+        own = (
+            first_parameter(name, found.__call__, skip=1)
+            if isinstance(found, type)
+            else first_parameter(name, found)
+        )
+        return own if own in self.inputs else next(iter(self.inputs))
 
     def _key(self) -> str:
         declared = None if self.declare is None else dict(self.declare)
@@ -147,6 +200,7 @@ def resolve_step(
     memory: Sequence[str] | None = None,
     declare: Mapping[str, Any] | None = None,
     search_path: Sequence[str] | None = None,
+    arrays: Mapping[str, ArrayFile] | None = None,
 ) -> ResolvedStep:
     """Resolve a step from its description, as in a config file; see `StepSpec`."""
     return StepSpec(
@@ -155,6 +209,7 @@ def resolve_step(
         None if memory is None else tuple(memory),
         declare,
         tuple(map(str, search_path or ())),
+        arrays=dict(arrays or {}),
     ).resolve()
 
 

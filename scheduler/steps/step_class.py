@@ -2,7 +2,7 @@
 
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,12 @@ class ClassCall:
         self._changed = threading.Condition()
 
     @classmethod
-    def of(cls, name: str, step_class: type, given: Mapping[str, Any]) -> tuple["ClassCall", dict[str, Any]]:
+    def of(
+        cls, name: str, step_class: type, given: Mapping[str, Any], arrays: Collection[str] = ()
+    ) -> tuple["ClassCall", dict[str, Any]]:
         """The step for a class, and those of the keywords that go to its call.
+
+        `arrays` are further keywords of the call, with stacks or arrays as their values.
 
         Raises
         ------
@@ -78,7 +82,7 @@ class ClassCall:
         to_make = _taken(given, made_with)
         to_call = _taken(given, called_with)
         check_parameters(name, constructor, to_make)
-        check_parameters(name, call, to_call, skip=2)
+        check_parameters(name, call, to_call, skip=2, arrays=arrays)
         wants_context = CONTEXT in inspect.signature(call).parameters
         return cls(step_class, to_make, wants_context=wants_context), to_call
 

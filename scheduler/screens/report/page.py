@@ -160,7 +160,12 @@ def _pictures(pairs: Iterable[Pair]) -> str:
 
 
 def _config(run: RunRows) -> str:
-    steps = [f"{step.get('use')} {step.get('with') or ''}".strip() for step in run.config.get("steps", ())]
+    steps = [
+        " ".join(
+            [str(step.get("use")), *(str(step[key]) for key in ("with", "inputs", "arrays") if step.get(key))]
+        )
+        for step in run.config.get("steps", ())
+    ]
     return f"<h2>Steps</h2><p>{'<br>'.join(map(escape, steps))}</p>" if steps else ""
 
 

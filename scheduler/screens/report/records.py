@@ -25,7 +25,7 @@ class DeviceRow:
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """A job, how it ended, and where its result is."""
+    """A job, how it ended, and where its result is, the first one of several; `stacks` has all."""
 
     job: str
     state: str
@@ -35,6 +35,16 @@ class JobRow:
     dtype: str
     added_s: float
     ended_s: float | None
+    stacks: tuple["ResultRow", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """A stack that a job has written: its name, and its channel where several jobs share an image."""
+
+    name: str
+    path: str
+    channel: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +154,11 @@ def _read(connection: sqlite3.Connection) -> RunRows:
             row["dtype"],
             row["added_at"] - began,
             since(row["ended_at"]),
+            tuple(
+                ResultRow(each["name"], each["path"], each["channel"])
+                for each in json.loads(row["outputs"])
+                if each["dtype"]  # a table has none
+            ),
         )
         for row in connection.execute("SELECT * FROM job ORDER BY rowid")
     )

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scheduler.config import RunConfig
+from scheduler.execution.prepare import find_groups
 from scheduler.images.errors import ImageError, InputError
 from scheduler.images.sources import StackSource, find_stacks, read_stack
-from scheduler.screens.report.records import JobRow
+from scheduler.screens.report.records import JobRow, ResultRow
 
 SIDE = 320
 AT_MOST_BYTES = 1 << 30
@@ -30,28 +31,30 @@ class Pair:
 
 
 def before_and_after(config: RunConfig, jobs: Sequence[JobRow], count: int = 3) -> Iterator[Pair]:
-    """Pictures of the first `count` jobs that are done, whose files are still there to be read."""
+    """Pictures of the first `count` jobs that are done, whose files are still there to be read.
+
+    Of a job with several stacks a result is beside the input of its name, or else the first one.
+    """
     done = [job for job in jobs if job.state == "done" and job.output][:count]
     if not done:
         return
-    given = config.input
     try:
-        sources = {
-            source.name: source
-            for source in find_stacks(
-                given.path, given.pattern, stack_along=given.stack_along, select={**given.select} or None
-            )
-        }
+        groups = {group.name: dict(group.stacks) for group in find_groups(config)}
     except InputError as error:
         yield Pair("", "", "", f"the input isn't as it was: {error}")
         return
     for job in done:
-        try:
-            yield Pair(job.job, _picture(sources[job.job]), _picture(_result(Path(job.output or ""))))
-        except KeyError:
-            yield Pair(job.job, "", "", "its input isn't there any more")
-        except (InputError, ImageError) as error:
-            yield Pair(job.job, "", "", str(error))
+        results = job.stacks or (ResultRow("", job.output or "", None),)
+        for result in results:
+            name = f"{job.job}: {result.name}" if len(results) > 1 else job.job
+            try:
+                given = groups[job.job]
+                before = given.get(result.name) or next(iter(given.values()))
+                yield Pair(name, _picture(before), _picture(_result(result)))
+            except KeyError:
+                yield Pair(name, "", "", "its input isn't there any more")
+            except (InputError, ImageError) as error:
+                yield Pair(name, "", "", str(error))
 
 
 def png(plane: NDArray[np.generic]) -> str:
@@ -73,9 +76,12 @@ def _picture(source: StackSource) -> str:
     return png(np.abs(stack).max(axis=0) if stack.dtype.kind == "c" else stack.max(axis=0))
 
 
-def _result(path: Path) -> StackSource:
+def _result(result: ResultRow) -> StackSource:
+    path = Path(result.path)
     name = path.name.replace("{", "{{").replace("}", "}}")
-    (found, *more) = find_stacks(path.parent, name)
-    if more:
-        raise ImageError(f"{path} holds {1 + len(more)} stacks")
-    return found
+    found = find_stacks(path.parent, name)
+    if result.channel is not None and result.channel < len(found):
+        return found[result.channel]
+    if len(found) > 1:
+        raise ImageError(f"{path} holds {len(found)} stacks")
+    return found[0]

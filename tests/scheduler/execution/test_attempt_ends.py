@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from numpy.typing import NDArray
 
 from memcore import backend_of
 from pools.virtual import VirtualDeviceMemory
 from scheduler.core.events import Cancelled, Done, Failed, OutOfMemory, Refused, WorkerDied
 from scheduler.core.model import Device, DeviceKind
 from scheduler.execution import attempt as attempt_module
+from scheduler.execution import writing
 from scheduler.execution.attempt import run_and_tell, run_attempt
 from scheduler.execution.messages import Ended, Released, heard
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.runs_here import set_worker, unset_worker, working_for
-from scheduler.execution.task import AttemptReport, AttemptTask, OutputTarget, StepRecord
+from scheduler.execution.task import AttemptReport, AttemptTask, OutputRecord, OutputTarget, StepRecord
 from scheduler.execution.worker import WorkerState
 from scheduler.host.reservations import Reservations
 from scheduler.steps.resolve import StepSpec
@@ -72,6 +74,13 @@ def reserved(device: Device) -> list[str]:
         return [row.job for row in table.rows() if row.device == device.uuid and row.run == TAG]
 
 
+def array_of(task: AttemptTask) -> NDArray[Any]:
+    """The array that a task which asks for it returns."""
+    _, returned = run_attempt(task)
+    assert returned is not None
+    return returned.arrays["stack"]
+
+
 def left_over(folder: Path) -> set[str]:
     """Files beside the module and the logs: outputs, whole or in part."""
     return {path.name for path in folder.iterdir() if path.suffix == ".tif" or "part" in path.name}
@@ -81,10 +90,11 @@ def left_over(folder: Path) -> set[str]:
 
 
 def test_what_was_done_is_reported(state: WorkerState, make_task: MakeTask, tmp_path: Path) -> None:
-    report, array = run_attempt(make_task("return stack + 1"))
+    report, returned = run_attempt(make_task("return stack + 1"))
     assert isinstance(report.outcome, Done)
-    assert array is None
+    assert returned is None
     assert report.result == ((2, 5, 7), "uint8")
+    assert report.outputs == (OutputRecord("stack", str(tmp_path / "out.tif"), (2, 5, 7), "uint8"),)
     assert report.steps == (StepRecord("step", "ending:step", {}, "numpy", np.__version__, "cpu"),)
     assert set(report.times) == {"read_s", "setup_s", "compute_s", "write_s"}
     ((began, ended),) = report.on_device
@@ -98,12 +108,10 @@ def test_an_array_that_was_asked_for_is_no_memory_of_the_pool(
     state: WorkerState, make_task: MakeTask
 ) -> None:
     task = make_task(returns_array=True, output=None)
-    _, array = run_attempt(task)
-    other = replace(task, job_id="b", source=STACK * 2)
-    _, second = run_attempt(other)
+    array = array_of(task)
+    second = array_of(replace(task, job_id="b", source=STACK * 2))
     hits = state.pools.pool("numpy", "cpu").stats().hits
     assert hits > 0  # the second one had the first one's memory
-    assert array is not None
     np.testing.assert_array_equal(array, STACK, strict=True)
     assert array.base is None
     np.testing.assert_array_equal(second, STACK * 2, strict=True)
@@ -113,8 +121,7 @@ def test_a_step_that_works_in_place_does_not_reach_the_array_that_was_sent(
     state: WorkerState, make_task: MakeTask
 ) -> None:
     task = make_task("stack *= 2; return stack", returns_array=True, output=None)
-    _, array = run_attempt(task)
-    np.testing.assert_array_equal(array, STACK * 2)
+    np.testing.assert_array_equal(array_of(task), STACK * 2)
     np.testing.assert_array_equal(task.source, STACK)
 
 
@@ -158,9 +165,9 @@ def test_an_attempt_that_is_cancelled_before_it_begins_does_nothing(
 def test_an_attempt_that_is_cancelled_while_it_computes_writes_nothing(
     state: WorkerState, make_task: MakeTask, tmp_path: Path
 ) -> None:
-    report, array = run_attempt(make_task("current_worker().attempts.cancel('a', 1); return stack"))
+    report, returned = run_attempt(make_task("current_worker().attempts.cancel('a', 1); return stack"))
     assert report.outcome == Cancelled("stopped before it writes")
-    assert array is None
+    assert returned is None
     assert left_over(tmp_path) == set()
     assert reserved(HOST) == []
 
@@ -175,7 +182,7 @@ def test_a_full_disk_is_no_fault_of_the_job(
     def full(path: Path, *_: Any, **__: Any) -> None:
         raise RuntimeError("can't write") from OSError(number, "no room", str(path))
 
-    monkeypatch.setattr(attempt_module, "write_stack", full)
+    monkeypatch.setattr(writing, "write_stack", full)
     report, _ = run_attempt(make_task())
     assert report.disk_full.startswith("no space left for ")
     assert report.disk_full.endswith("out.tif")
@@ -203,7 +210,7 @@ def test_any_other_trouble_with_a_file_is_the_jobs(
     def refused(path: Path, *_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, "not yours", str(path))
 
-    monkeypatch.setattr(attempt_module, "write_stack", refused)
+    monkeypatch.setattr(writing, "write_stack", refused)
     report, _ = run_attempt(make_task())
     assert isinstance(report.outcome, Failed)
     assert report.disk_full == ""
@@ -252,7 +259,7 @@ def test_a_process_that_should_be_replaced_says_so_with_the_report(
 def test_a_gpu_that_a_failure_has_broken_ends_its_process(
     state: WorkerState, make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempt_module, "_why_broken", lambda *_: "cupy can't use gpu0 any more")
+    monkeypatch.setattr(attempt_module, "why_broken", lambda *_: "cupy can't use gpu0 any more")
     report, _ = run_attempt(make_task("raise RuntimeError('illegal address')"))
     assert isinstance(report.outcome, WorkerDied)
     assert report.outcome.blame
@@ -331,7 +338,7 @@ def test_a_device_is_given_back_and_that_is_told_before_the_output_is_written(
     def look(*_: Any, **__: Any) -> None:
         seen.extend([reserved(GPU), reserved(HOST), [type(message) for _, message in told]])
 
-    monkeypatch.setattr(attempt_module, "write_stack", look)
+    monkeypatch.setattr(writing, "write_stack", look)
     charged = "assert current_worker().virtual_memory().charges(); return stack"
     run_and_tell(make_task(charged, "torch", device_bytes=100), TOPIC)
     assert seen == [[], ["a"], [Released]]

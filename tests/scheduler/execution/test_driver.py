@@ -13,6 +13,7 @@ from scheduler.execution import crew as crew_module
 from scheduler.execution import driver as driver_module
 from scheduler.execution.crew import ClusterTerms
 from scheduler.execution.messages import Evicted, Hello, Leaving, Left, Pulse, Readings, Released
+from scheduler.execution.task import Returned
 from tests.scheduler.execution.fake_cluster import (
     CPU,
     GPU,
@@ -595,19 +596,21 @@ def test_an_array_that_was_asked_for_comes_with_the_end_of_its_job() -> None:
     array = np.arange(24).reshape(2, 3, 4)
 
     def work(future: FakeFuture) -> None:
-        future.array = array
+        future.array = Returned({"stack": array}, {"measure": {"area": [1]}})
         world.end(future)
 
     world = World(work, returns_array=True)
     world.join("w1")
     assert world.run(job("a")) == "done"
-    assert world.finishes["a"].array is array
+    returned = world.finishes["a"].array
+    assert returned.arrays["stack"] is array
+    assert returned.tables == {"measure": {"area": [1]}}
 
 
 def test_an_array_that_goes_with_its_worker_is_made_again_without_a_strike() -> None:
     def work(future: FakeFuture) -> None:
         lost = len(world.futures) <= 3
-        future.array = killed_worker() if lost else np.ones((1, 1, 1))
+        future.array = killed_worker() if lost else Returned({"stack": np.ones((1, 1, 1))})
         world.end(future)
         if lost:
             world.leave(future.address)
@@ -616,7 +619,7 @@ def test_an_array_that_goes_with_its_worker_is_made_again_without_a_strike() -> 
     world = World(work, returns_array=True)
     world.join("w1")
     assert world.run(job("a")) == "done"
-    assert world.finishes["a"].array is world.futures[3].array
+    assert world.finishes["a"].array.arrays == world.futures[3].array.arrays
     gone = WorkerDied("its worker has gone with its array", blame=False)
     assert world.record.outcomes["a"] == [gone, gone, gone, Done()]
     assert [future.task.output.overwrite for future in world.futures if future.task.output][1]
@@ -641,13 +644,13 @@ def test_an_array_that_lies_askew_in_its_message_comes_aligned() -> None:
     assert not askew.flags.aligned
 
     def work(future: FakeFuture) -> None:
-        future.array = askew
+        future.array = Returned({"stack": askew})
         world.end(future)
 
     world = World(work, returns_array=True)
     world.join("w1")
     assert world.run(job("a")) == "done"
-    assert world.finishes["a"].array.flags.aligned
+    assert world.finishes["a"].array.arrays["stack"].flags.aligned
 
 
 # a full disk, the probe, the connection

@@ -1,4 +1,4 @@
-"""What the plans for a chain say of the state that its steps keep."""
+"""What the plans for a chain say of the state that its steps keep, and of several stacks."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from memcore import FunctionStep
 from scheduler.core.model import DeviceKind, JobPlan
-from scheduler.execution.plans import job_plans
+from scheduler.execution.plans import BASE_BYTES, job_plans, named_job_plans
 from scheduler.execution.residents import UNDECLARED_BYTES, chain_state
+from scheduler.images.arrays import ArrayFile
+from scheduler.steps.errors import StepError
 from scheduler.steps.resolve import ResolvedStep, resolve_step
 
 NAME = "stackyard_planned_steps"
@@ -104,3 +107,82 @@ def test_state_of_unknown_size_is_resident_too(resolve: Resolve) -> None:
     (plan, *_) = plans_on(DeviceKind.CUDA, resolve("Undeclared"))
     assert plan.resident is not None
     assert plan.resident.nbytes == UNDECLARED_BYTES
+
+
+# several stacks
+
+
+def declared(name: str, **contract: Any) -> ResolvedStep:
+    """A step of nothing but a contract; `stacks` are what the config says of its stacks."""
+    stacks = contract.pop("stacks", {})
+    step = FunctionStep(lambda stack: stack, name=name, **{"input": "numpy", "workspace": 0, **contract})
+    return ResolvedStep(name, name, step, {}, **stacks)
+
+
+IMAGE, NUCLEI = 3 * 5 * 7 * 2, 2 * 5 * 11  # bytes
+FORMS = (("image", ((3, 5, 7), "uint16")), ("nuclei", ((2, 5, 11), "uint8")))
+BOTH = {"inputs": {"image": "image", "nuclei": "nuclei"}, "first": "image"}
+ON_CPU: dict[DeviceKind, tuple[str, ...]] = {DeviceKind.CPU: ("numpy",)}
+
+
+def to(dtype: str) -> Any:
+    return lambda shape, _: (shape, dtype)
+
+
+def test_every_named_stack_counts_in_primes() -> None:
+    segment = declared("segment", workspace=17, output_like=to("float64"), stacks=BOTH)
+    (plan,) = named_job_plans([segment], FORMS, ON_CPU)
+    # Read, and worked on where they are; the result has the first one's shape.
+    assert plan.footprint.host_bytes == BASE_BYTES + IMAGE + NUCLEI + 3 * 5 * 7 * 8 + 17
+
+
+def test_what_is_done_to_each_stack_counts_with_the_others_beside_it() -> None:
+    wide = declared("wide", workspace=19, output_like=to("float32"))
+    segment = declared("segment", output_like=to("uint8"), stacks=BOTH)
+    (plan,) = named_job_plans([wide, segment], FORMS, ON_CPU)
+    wide_image, wide_nuclei, labels = 2 * IMAGE, 4 * NUCLEI, 3 * 5 * 7
+    while_wide = max(wide_image, wide_image - IMAGE + wide_nuclei) + 19  # beside what was read
+    while_segmenting = wide_image + wide_nuclei + labels  # all of it beside what was read
+    assert plan.footprint.host_bytes == BASE_BYTES + IMAGE + NUCLEI + max(while_wide, while_segmenting)
+
+
+def test_each_of_several_results_counts() -> None:
+    stacks = BOTH | {"outputs": ("a", "b", "c")}
+    (plan,) = named_job_plans([declared("split", stacks=stacks)], FORMS, ON_CPU)
+    assert plan.footprint.host_bytes == BASE_BYTES + IMAGE + NUCLEI + 3 * IMAGE
+
+
+def test_several_stacks_are_never_cut() -> None:
+    each = declared("each", splittable="z")
+    assert len(named_job_plans([each], (("stack", ((64, 5, 7), "uint16")),), ON_CPU)) > 1
+    assert (
+        len(named_job_plans([each], (("a", ((64, 5, 7), "uint16")), ("b", ((64, 5, 7), "uint16"))), ON_CPU))
+        == 1
+    )
+    split = declared("split", splittable="z", stacks={"outputs": ("a", "b")})
+    assert len(named_job_plans([split], (("stack", ((64, 5, 7), "uint16")),), ON_CPU)) == 1
+
+
+def test_arrays_from_files_count_in_the_host_and_as_copies_on_the_device() -> None:
+    flat = ArrayFile("flat.tif", (5, 7), "float32", "digest")
+    usable: dict[DeviceKind, tuple[str, ...]] = {DeviceKind.CUDA: ("torch",)}
+    needs = []
+    for files in ({}, {"flat": flat}, {"flat": flat, "again": flat}):
+        step = declared("step", input="torch", stacks={"arrays": files})
+        needs.append(named_job_plans([step], FORMS[:1], usable)[0].footprint)
+    with_one, with_two = (5 * 7 * 4, 5 * 7 * 4), (2 * 5 * 7 * 4, 5 * 7 * 4)
+    assert [
+        (each.device_bytes - needs[0].device_bytes, each.host_bytes - needs[0].host_bytes)
+        for each in needs[1:]
+    ] == [with_one, with_two]
+
+
+def test_a_memory_type_that_cannot_hold_one_of_the_stacks_is_not_used() -> None:
+    step = declared("step", input=["pyclesperanto", "numpy"], stacks=BOTH)
+    wide = (FORMS[0], ("nuclei", ((2, 5, 11), "float64")))
+    usable: dict[DeviceKind, tuple[str, ...]] = {DeviceKind.CPU: ("pyclesperanto", "numpy")}
+    (plan,) = named_job_plans([step], wide, usable)
+    assert plan.memory_types == ("numpy",)
+    only = declared("step", input=["pyclesperanto"], stacks=BOTH)
+    with pytest.raises(StepError, match="can't hold float64"):
+        named_job_plans([only], wide, {DeviceKind.CUDA: ("pyclesperanto",)})

@@ -29,26 +29,27 @@ NUMPY_GAUSSIAN = [{"use": "gaussian", "with": {"sigma": 1.0}, "memory": "numpy"}
 def interrupted(
     tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[RunConfig, RunSummary]:
-    """A run on one CPU slot that was stopped after its first job."""
+    """A run on one CPU slot that was stopped after its first job, which waits for that."""
     monkeypatch.setattr("scheduler.execution.devices.usable_cores", lambda: 1)
-    go = tmp_path / "go"
-    (tmp_path / "waits.py").write_text(
+    gate, stop = tmp_path / "gate", threading.Event()
+    (tmp_path / "resumed.py").write_text(
         "import time\n"
         "from pathlib import Path\n"
-        "def step(stack):\n"
-        f"    while not Path({str(go)!r}).exists():\n"
+        "def gated(stack):\n"
+        "    deadline = time.monotonic() + 60\n"
+        f"    while not Path({str(gate)!r}).exists():\n"
+        "        assert time.monotonic() < deadline, 'nobody opened the gate'\n"
         "        time.sleep(0.01)\n"
         "    return stack\n"
     )
-    stop = threading.Event()
 
     def stop_while_the_first_runs(status: RunStatus) -> None:
         if status.running:
             stop.set()
         if status.state == "stopping":
-            go.touch()
+            gate.touch()
 
-    config = make_config(steps=[{"use": "waits:step", "declare": {"input": "numpy"}}])
+    config = make_config(steps=[*NUMPY_GAUSSIAN, {"use": "resumed:gated", "declare": {"input": "numpy"}}])
     summary = run(config, on_status=stop_while_the_first_runs, stop=stop)
     assert summary.interrupted
     assert 1 <= summary.done < 4

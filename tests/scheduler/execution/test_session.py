@@ -15,7 +15,7 @@ from scheduler.core.events import Done
 from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import DeviceKind, Footprint, JobPlan, Placement
 from scheduler.execution.jobs import Chain, JobRequest
-from scheduler.execution.task import AttemptReport, OutputTarget
+from scheduler.execution.task import AttemptReport, OutputRecord, OutputTarget
 from scheduler.host.estimates import default_estimates_path, load_estimates
 from scheduler.steps.resolve import StepSpec
 from tests.scheduler.execution.small_clusters import (
@@ -212,7 +212,8 @@ def result_of(
     scheduler._futures[name] = future
     (device,) = scheduler.record._devices
     placement = Placement(name, 3, device, device, ON_CPU, reserve_bytes, 1) if placed else None
-    report = AttemptReport(done, 1) if done is not None else None
+    written = (OutputRecord("stack", output, (1, 1, 1), "uint8"),) if output else ()
+    report = AttemptReport(done, 1, outputs=written) if done is not None else None
     scheduler._finished(name, outcome, "so it is", placement, report, None)
     return future.result(0)
 

@@ -107,6 +107,31 @@ def test_every_dtype_of_numbers_goes_in_and_comes_back(scheduler: StackScheduler
     np.testing.assert_array_equal(done.arrays["stack"], given, strict=True)
 
 
+COMPARED = {**step("compared"), "inputs": ["image", "nuclei"], "outputs": ["sum", "image"]}
+
+
+def test_several_stacks_go_in_and_come_out_with_a_table(scheduler: StackScheduler, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "nuclei.tif", stack(3.0))
+    paths = {"sum": tmp_path / "sum.ome.tif", "image": tmp_path / "image.ome.tif"}
+    inputs = {"image": stack(), "nuclei": tmp_path / "nuclei.tif"}
+    job = StackJob(inputs, [DOUBLED, COMPARED], output=paths)
+    done = scheduler.submit(job, returns="array").result(DEADLINE_S).check()
+    total = 2 * (stack() + stack(3.0))
+    assert list(done.arrays) == ["sum", "image"]
+    np.testing.assert_array_equal(done.arrays["sum"], total, strict=True)
+    np.testing.assert_array_equal(done.arrays["image"], 2 * stack(), strict=True)
+    assert done.tables == {"compared": {"mean": [2 * stack().mean(), 2 * stack(3.0).mean()]}}
+    assert done.outputs == (*paths.values(), tmp_path / "sum.csv")
+    np.testing.assert_array_equal(tifffile.imread(paths["sum"]), total)
+    assert (tmp_path / "sum.csv").read_text().split() == ["mean", *map(str, done.tables["compared"]["mean"])]
+
+
+def test_a_steps_stacks_are_named_and_not_chosen_by_fields(scheduler: StackScheduler) -> None:
+    chosen = {**step("compared"), "inputs": {"image": {"channel": 1}, "nuclei": "nuclei"}}
+    with pytest.raises(ValueError, match=r"inputs\.image: the job's inputs have names here"):
+        scheduler.submit(StackJob({"image": stack(), "nuclei": stack()}, [chosen]))
+
+
 def test_map_gives_futures_in_the_order_of_its_jobs(scheduler: StackScheduler) -> None:
     jobs = [StackJob(stack(value), [DOUBLED], name=f"map-{value}") for value in range(12)]
     futures = scheduler.map(iter(jobs), returns="array")

@@ -62,6 +62,12 @@ def broken(stack: Stack) -> Stack:
     raise ValueError("no such luck")
 
 
+@memory_types("numpy")
+def compared(image: Stack, nuclei: Stack) -> tuple[dict[str, Stack], dict[str, list[float]]]:
+    """Two stacks from two, and a table of them."""
+    return {"sum": image + nuclei, "image": image}, {"mean": [float(image.mean()), float(nuclei.mean())]}
+
+
 def undeclared(stack: Stack) -> Stack:
     """Nobody has said what it takes."""
     return stack

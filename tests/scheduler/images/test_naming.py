@@ -1,8 +1,11 @@
 """Names of outputs: by fields, inside the output folder, one for each stack, and none that is read."""
 
+from pathlib import Path
+
 import pytest
 
 from scheduler.images.errors import OutputError
+from scheduler.images.naming import table_path
 from scheduler.images.outputs import (
     output_path,
     output_paths,
@@ -113,3 +116,16 @@ def test_an_output_folder_with_inputs_in_it_is_refused(tmp_path, pixels):
     sources = find_stacks(tmp_path, "{name}.ome.zarr")
     with pytest.raises(OutputError, match=r"a.ome.zarr is among the images that are read"):
         plan_outputs(tmp_path, "{name}", sources, "ome-zarr")
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "expected"),
+    [
+        ("a.b.ome.tif", "ome-tiff", "a.b.csv"),
+        ("A.OME.TIF", "ome-tiff", "A.csv"),
+        ("a.ome.tif", "tiff", "a.ome.csv"),
+        ("a.zarr", "ome-zarr", "a.zarr.csv"),
+    ],
+)
+def test_a_table_has_the_name_of_its_stack(name, format, expected):
+    assert table_path(Path("out", name), format) == Path("out", expected)

@@ -105,6 +105,29 @@ def test_screen(config: Path, tmp_path: Path) -> None:
     assert lines[-1].startswith("Time not known before a run has measured this chain")
 
 
+def test_several_stacks_in_a_job(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "plansteps.py").write_text("def ratio(image, nuclei):\n    return image\n")
+    config.write_text(
+        CONFIG.replace('_c{channel}"}\n', '"}\n').replace(
+            "output:",
+            "  - use: plansteps:ratio\n"
+            "    declare: {input: numpy}\n"
+            "    inputs: {image: {channel: 1}, nuclei: {channel: 2}}\n"
+            "output:",
+        )
+    )
+    lines = [" ".join(line.split()) for line in invoke(config).stdout.splitlines()]
+    assert lines[:3] == [
+        "Input 2 jobs of image 3 × 16 × 16 uint16, nuclei 3 × 16 × 16 uint16; 3 KiB each",
+        "Steps gaussian → ratio",
+        f"Results {tmp_path / 'out/A01_s1.ome.tif'} and so on",
+    ]
+    record = json.loads(invoke(config, "--json").stdout)
+    stack = {"shape": [3, 16, 16], "dtype": "uint16"}
+    assert (record["jobs"], record["forms"][0]["jobs"]) == (2, 2)
+    assert record["forms"][0]["stacks"] == {"image": stack, "nuclei": stack}
+
+
 def test_json(config: Path) -> None:
     record = json.loads(invoke(config, "--json").stdout)
     assert record["jobs"] == 4

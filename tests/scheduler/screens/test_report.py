@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
 from scheduler.execution.journal import Journal
+from scheduler.execution.task import OutputRecord
 from scheduler.images.sample import write_sample
 from scheduler.screens import cli
 from scheduler.screens.report.figures import place_in_slots
@@ -27,6 +29,21 @@ CONFIG = {
     "input": {"path": "img", "pattern": "{well}_s{site}_z{z}_c{channel}.tif"},
     "steps": [{"use": "gaussian", "with": {"sigma": 1}}],
     "output": {"path": "out", "name": "{well}_s{site}"},
+}
+
+PLATE_IMAGE = {
+    "version": "0.5",
+    "multiscales": [
+        {
+            "axes": [
+                {"name": "c", "type": "channel"},
+                *({"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"),
+            ],
+            "datasets": [
+                {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1, 1, 1, 1]}]}
+            ],
+        }
+    ],
 }
 
 
@@ -207,6 +224,41 @@ def test_pictures_of_input_and_result(tmp_path):
     page = page_of(tmp_path / "run")
     assert "<img" not in page
     assert f"{name}: " in page
+
+
+def test_pictures_of_several_stacks_of_a_job(tmp_path):
+    write_sample(tmp_path / "img", wells=1, sites=1, channels=2, planes=3, size=64)
+    (tmp_path / "out").mkdir()
+    names = ("nuclei", "labels")
+    for name in names:
+        picture = np.eye(64, dtype=np.float32)[None]
+        tifffile.imwrite(tmp_path / f"out/{name}.ome.tif", picture, ome=True, metadata={"axes": "ZYX"})
+    shared = zarr.create_group(tmp_path / "out/p.ome.zarr", attributes={"ome": PLATE_IMAGE})
+    shared.create_array("0", data=np.zeros((2, 1, 8, 8), np.uint8), dimension_names=list("czyx"))
+    config = CONFIG | {
+        "input": CONFIG["input"] | {"path": str(tmp_path / "img")},
+        "steps": [{"use": "my:seg", "inputs": {"image": {"channel": 1}, "nuclei": {"channel": 2}}}],
+    }
+    journal = make_journal(tmp_path / "run", config)
+    job = "well-A01_site-1"
+    journal.add_job(
+        job, output=str(tmp_path / "out/nuclei.ome.tif"), shape=(3, 64, 64), dtype="uint16", at=BEGAN
+    )
+    written = [
+        OutputRecord(name, str(tmp_path / f"out/{name}.ome.tif"), (1, 64, 64), "float32") for name in names
+    ]
+    written.append(OutputRecord("second", str(tmp_path / "out/p.ome.zarr"), (1, 8, 8), "uint8", channel=1))
+    written.append(OutputRecord("seg", str(tmp_path / "out/seg.csv"), (3, 2)))
+    journal.set_result(job, shape=(1, 64, 64), dtype="float32", outputs=written)
+    journal.end_job(job, state="done", reason="", at=BEGAN + 1)
+    journal.end_run(state="done", at=BEGAN + 1)
+    journal.close()
+    page = page_of(tmp_path / "run")
+    shown = re.findall(r'<img src="data:[^"]*" alt="([^"]*) after"', page)
+    assert shown == [f"{job}: nuclei", f"{job}: labels", f"{job}: second"]
+    # A result is shown beside the input of its name.
+    before = re.findall(r'<img src="(data:[^"]*)" alt="[^"]* before"', page)
+    assert len(set(before)) == 2
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from memcore import FunctionStep, MemoryType
+from scheduler.images.arrays import ArrayFile
 from scheduler.steps.resolve import BUILT_IN, ResolvedStep, StepError, StepSpec, resolve_step
 
 REQUIRED: dict[str, dict[str, Any]] = {
@@ -18,6 +19,8 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "richardson_lucy": {"sigma": 2.0},
     "convert_dtype": {"dtype": "uint8", "rule": "saturate"},
 }
+FRAME = ArrayFile("frame.tif", (2, 3), "float32", "digest")
+REQUIRED_ARRAYS = {"flat_field": {"flat": FRAME}}
 
 DECORATED = """
 from memcore import memory_types
@@ -32,6 +35,18 @@ def brighten_jax(stack, by: float = 1.0, *, levels: list[int] | None = None):
 
 def plain(stack, *, factor: int):
     return stack * factor
+
+@memory_types("numpy")
+def segment(nuclei, image, *, level: float, flat=None):
+    return nuclei
+
+class Segment:
+    declare = {"input": "numpy"}
+    def __call__(self, first, second, *, flat=None):
+        return first
+
+def nothing(*, image):
+    return image
 
 answer = 42
 """
@@ -60,7 +75,7 @@ def resolve(beside: Path, use: str, **keywords: Any) -> ResolvedStep:
 
 @pytest.mark.parametrize("use", BUILT_IN)
 def test_every_built_in_resolves_by_its_name(use: str) -> None:
-    resolved = resolve_step(use, with_=REQUIRED.get(use))
+    resolved = resolve_step(use, with_=REQUIRED.get(use), arrays=REQUIRED_ARRAYS.get(use))
     assert isinstance(resolved.step, FunctionStep)
     assert (resolved.name, resolved.use, resolved.step.name) == (use, use, use)
     assert "numpy" in resolved.step.memory_types
@@ -71,9 +86,10 @@ def test_every_built_in_resolves_by_its_name(use: str) -> None:
 def test_resolving_imports_no_framework() -> None:
     code = f"""
 import sys
+from scheduler.images.arrays import ArrayFile
 from scheduler.steps.resolve import BUILT_IN, resolve_step
 for use in BUILT_IN:
-    resolve_step(use, with_={REQUIRED!r}.get(use))
+    resolve_step(use, with_={REQUIRED!r}.get(use), arrays={REQUIRED_ARRAYS!r}.get(use))
 loaded = {{"torch", "jax", "tensorflow", "cupy", "pyclesperanto"}} & set(sys.modules)
 assert not loaded, loaded
 """
@@ -136,7 +152,7 @@ def test_a_function_of_another_library_runs_by_its_declaration() -> None:
         (
             "gausian",
             {},
-            r"no step 'gausian' \(did you mean 'gaussian'\?\)\. Built in are convert_dtype, gaussian",
+            r"no step 'gausian' \(did you mean 'gaussian'\?\)\. Built in are convert_dtype, flat_field",
         ),
         ("zzz", {}, "no step 'zzz'. Built in are"),
         ("gaussian", {}, "gaussian needs sigma"),
@@ -255,3 +271,66 @@ def test_an_implementation_that_lacks_a_parameter_is_found_before_it_runs(folder
     assert resolve(folder, "stackyard_uneven:step", with_={"gain": 2}, memory=["numpy"]).name == "step"
     with pytest.raises(StepError, match="no parameter 'gain'"):
         resolve(folder, "stackyard_uneven:step", with_={"gain": 2})
+
+
+TWO = {"image": "raw", "nuclei": "nuclei"}
+
+
+def several(beside: Path, name: str, **rest: Any) -> ResolvedStep:
+    return StepSpec(f"stackyard_mylab:{name}", search_path=(str(beside),), **rest).resolve()
+
+
+def test_the_first_argument_is_the_input_that_the_first_parameter_is_named_like(beside: Path) -> None:
+    assert several(beside, "segment", inputs=TWO, with_={"level": 1}).first == "nuclei"
+    assert several(beside, "Segment", inputs={"one": "one", "second": "two"}).first == "one"
+    assert (
+        several(beside, "segment", inputs={"first": "a", "image": "b"}, with_={"level": 1}).first == "first"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "rest", "match"),
+    [
+        (
+            "segment",
+            {"inputs": {"nuclei": "a", "imag": "b"}, "with_": {"level": 1}},
+            "no parameter 'imag'.*'image'",
+        ),
+        (
+            "segment",
+            {"inputs": {"nuclei": "a"}, "with_": {"level": 1}},
+            "needs image: .*another stack under inputs",
+        ),
+        ("segment", {"inputs": TWO, "with_": {"level": 1, "image": 2}}, "'image' is given twice"),
+        (
+            "segment",
+            {"inputs": TWO, "with_": {"level": 1}, "arrays": {"image": FRAME}},
+            "'image' is given twice",
+        ),
+        (
+            "segment",
+            {"inputs": TWO, "with_": {"level": 1}, "arrays": {"flt": FRAME}},
+            "no parameter 'flt'.*'flat'",
+        ),
+        ("Segment", {"inputs": {"first": "a", "third": "b"}}, "no parameter 'third'"),
+        (
+            "Segment",
+            {"inputs": {"first": "a", "second": "b"}, "arrays": {"dark": FRAME}},
+            "no parameter 'dark'",
+        ),
+        ("nothing", {"inputs": TWO, "declare": {"input": "numpy"}}, "takes no stack"),
+    ],
+)
+def test_stacks_and_arrays_have_parameters_of_their_names(
+    beside: Path, name: str, rest: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(StepError, match=match):
+        several(beside, name, **rest)
+
+
+def test_other_values_in_a_file_are_another_step() -> None:
+    specs = [
+        StepSpec("flat_field", arrays={"flat": ArrayFile("f.tif", (2, 3), "uint8", digest)})
+        for digest in "ab"
+    ]
+    assert len({*specs, *pickle.loads(pickle.dumps(specs))}) == 2
