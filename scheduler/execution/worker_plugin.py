@@ -18,6 +18,7 @@ from scheduler.execution.capture import redirect_worker_output, restore_output, 
 from scheduler.execution.departure import drain_on_signals, ignore_signals
 from scheduler.execution.environment import DEVICE_VARIABLE, LEAVE_VARIABLE
 from scheduler.execution.messages import Ended, Evicted, Hello, Leaving, Left, Pulse, Readings, packed, tell
+from scheduler.execution.metrics import withdraw
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.runs_here import set_worker, state_of, states_here, unset_worker
 from scheduler.execution.task import AttemptReport
@@ -241,6 +242,7 @@ class StackyardScheduler(SchedulerPlugin):  # type: ignore[misc]  # distributed'
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """Called by Dask once a client is removed: by its own wish, or since its connection is lost."""
         if client == self.client:
+            withdraw(client)
             scheduler.remove_plugin(self.name)
             self._tidying = asyncio.get_running_loop().create_task(self._tidy(scheduler))
 

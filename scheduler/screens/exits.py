@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import typer
 
+from scheduler.screens.event_lines import write_event
 from scheduler.screens.words import printable
 
 SOME_JOBS_FAILED = 1
@@ -20,12 +22,14 @@ INTERRUPTED = 130
 
 
 @contextmanager
-def errors_as_messages(*, debug: bool, unusable: tuple[type[Exception], ...]) -> Iterator[None]:
+def errors_as_messages(
+    *, debug: bool, unusable: tuple[type[Exception], ...], log_json: bool = False
+) -> Iterator[None]:
     """Turn an exception that leaves the block into a message on standard error and an exit status.
 
     `unusable` errors say that the config or the arguments can't be used: exit 2. So do errors of the
     operating system, such as a folder that can't be written. Any other is a fault of this program: exit 1.
-    With `debug` the traceback is printed too.
+    With `debug` the traceback is printed too. With `log_json` the message is an event, "error", on a line.
     """
     try:
         yield
@@ -34,12 +38,15 @@ def errors_as_messages(*, debug: bool, unusable: tuple[type[Exception], ...]) ->
     except Exception as error:
         expected = isinstance(error, (*unusable, OSError))
         said = _message(error) if expected else f"internal error: {type(error).__name__}: {error}"
-        if debug:
+        if debug and not log_json:
             traceback.print_exception(error, file=sys.stderr)
         elif not expected:
             said += "\n(the same with --debug says where)"
-        gap = "\n" if "\n" in said else " "
-        print(f"stackyard:{gap}{printable(said)}", file=sys.stderr)
+        if log_json:
+            write_event({"at": time.time(), "event": "error", "text": said})
+        else:
+            gap = "\n" if "\n" in said else " "
+            print(f"stackyard:{gap}{printable(said)}", file=sys.stderr)
         raise typer.Exit(UNUSABLE if expected else SOME_JOBS_FAILED) from error
 
 
