@@ -145,6 +145,7 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Where the images are, or a folder above.")] = Path("."),
     config: Annotated[Path, typer.Option(help="The file to write.")] = Path("stackyard.yaml"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write a commented config for a folder of images; it runs as it is.
@@ -153,7 +154,7 @@ def init(
     """
     from scheduler.screens.init_command import init_command
 
-    init_command(folder, config, overwrite=overwrite, debug=debug)
+    init_command(folder, config, overwrite=overwrite, as_json=as_json, debug=debug)
 
 
 @app.command()
@@ -210,6 +211,7 @@ def cancel(
     run_folder: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run's folder, or an output folder for its newest run.")
     ],
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Ask a run to stop, from any shell that sees its folder; what is done is kept.
@@ -218,7 +220,7 @@ def cancel(
     """
     from scheduler.screens.cancel_command import cancel_command
 
-    cancel_command(run_folder, debug=debug)
+    cancel_command(run_folder, as_json=as_json, debug=debug)
 
 
 @app.command()
@@ -250,6 +252,7 @@ def report(
         Path, typer.Argument(metavar="RUN", help="A run's folder, or an output folder for its newest run.")
     ],
     output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write one self-contained HTML page about a run: who ran what when, memory, waits, failures, pictures.
@@ -258,7 +261,7 @@ def report(
     """
     from scheduler.screens.report.command import report_command
 
-    report_command(run_folder, output, debug=debug)
+    report_command(run_folder, output, as_json=as_json, debug=debug)
 
 
 @app.command()
