@@ -13,8 +13,8 @@ from scheduler.screens import cli
 
 CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")  # anything but tab and the end of a line
 COLOUR = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
-# From a folder with nothing in it, with no edit; what each leaves is of use to the next. `resume` and `submit` run
-# as `run` does; `devices` and `stress` take long, and their own tests ask the same of them.
+# From an empty folder, with no edit; what each leaves is of use to the next. `resume` and `submit`
+# run as `run` does; `devices` and `stress` take long, and their own tests ask the same of them.
 SESSION = (
     ("sample", "plate", "--wells", "1", "--sites", "1", "--planes", "2", "--size", "24"),
     ("init", "plate"),
