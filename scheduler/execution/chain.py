@@ -17,6 +17,8 @@ from pools.holder import current_holder, held_by
 from pools.oom import is_oom
 from scheduler.core.blocks import Shape, cut
 from scheduler.core.model import Split
+from scheduler.execution.errors import shortened
+from scheduler.images.errors import said
 from scheduler.steps.context import StepContext
 from scheduler.steps.resolve import ResolvedStep
 
@@ -164,9 +166,10 @@ def _call(step: ChainStep, array: Any, make_context: MakeContext | partial[StepC
     try:
         with held_by(current_holder()[0], step.resolved.name):
             return implementation(array, **keywords)
-    except (Exception, SystemExit) as error:
-        # A step that calls sys.exit would end the worker process, and nobody could say why.
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        # A step that calls sys.exit would end the worker process, and nobody could say why. A Ctrl-C of the
+        # terminal reaches main threads alone: one that comes from a step is the step's.
         if is_oom(error):
             raise
         given = backend_of(step.memory_type).describe(array)
-        raise StepFailedError(step.resolved.name, str(given), f"{type(error).__name__}: {error}") from error
+        raise StepFailedError(step.resolved.name, str(given), shortened(said(error))) from error

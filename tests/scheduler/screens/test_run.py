@@ -21,6 +21,7 @@ from scheduler.images.errors import InputError, OutputError
 from scheduler.images.sample import write_sample
 from scheduler.screens import cli
 from scheduler.screens.event_lines import EventLines
+from tests.scheduler.dask_programs import wait_for
 
 CONFIG = """\
 input: {path: img, pattern: "{well}_s{site}_z{z}_c{channel}.tif"}
@@ -220,6 +221,8 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, config):
                 signal.sigtimedwait([], 0.05)
             process.send_signal(signal.SIGINT)
             assert "stopping" in errors.readline()
+            (state,) = (tmp_path / "out/.stackyard").glob("*/status.json")
+            wait_for("driver that stops", lambda: json.loads(state.read_text())["state"] == "stopping")
             (tmp_path / "signalled").touch()
             out, rest = process.communicate(timeout=60)
         finally:
