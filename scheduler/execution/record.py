@@ -264,9 +264,9 @@ class JournalRecord:
         if now - self._committed_at >= COMMIT_S and self._commit_is_over():
             self._committed_at = now
             self._commit = self._committer.submit(self._journal.commit_changes, self._journal.take())
-        if now - self._memory_at >= MEMORY_S:
+        if now - self._memory_at >= MEMORY_S and (devices := view.device_view()):
             self._memory_at = now
-            self._write_memory(view.device_view())
+            self._write_memory(devices)
         if now - self._shown_at < VIEW_S:
             return
         self._shown_at = now

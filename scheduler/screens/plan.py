@@ -116,7 +116,9 @@ def _plans(form: FormForecast, *, several: bool) -> Table:
     for name in ("device memory", "host memory", "seconds a job"):
         table.add_column(name, justify="right")
     for each in form.whole:
-        times = ", ".join(f"{value:.1f}" for value in each.seconds.values())
+        times = ", ".join(
+            f"{value:.1f}" if value >= 1 else f"{value:#.2g}" for value in each.seconds.values()
+        )
         table.add_row(
             each.plan.name,
             " → ".join(dict.fromkeys(map(str, each.plan.memory_types))),

@@ -28,7 +28,7 @@ def draw_summary(summary: RunSummary, results: Path) -> RenderableType:
         if summary.run_dir:
             logs = path_text(Path(summary.run_dir, "logs"))
             parts.append(
-                Text.assemble(("Logs     ", "bold"), logs, ": what each job printed, and where it failed")
+                Text.assemble(("Logs     ", "bold"), logs, ": what each job printed and where it failed")
             )
     parts.append(Text.assemble(("Results  ", "bold"), path_text(results)))
     if summary.run_dir:

@@ -3,10 +3,12 @@
 import json
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -55,7 +57,10 @@ def samples(url: str) -> Samples:
     }
 
 
-def test_an_embedded_run_is_seen_by_prometheus_while_it_goes_on(tmp_path: Path) -> None:
+def test_an_embedded_run_is_seen_by_prometheus_while_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.execution.devices.usable_cores", lambda: 2)
     gate = Gate(tmp_path)
     with scheduler_on("embedded", tmp_path) as scheduler:
         url = scheduler.record.metrics_url
@@ -83,6 +88,9 @@ def test_an_embedded_run_is_seen_by_prometheus_while_it_goes_on(tmp_path: Path) 
             future.result(DEADLINE_S)
         scheduler.close()
         assert samples(url) == {}
+    with closing(sqlite3.connect(scheduler.run_dir / "journal.sqlite")) as journal:
+        # Its processes have joined one by one.
+        assert journal.execute("SELECT slots FROM device").fetchall() == [(2,)]
 
 
 def stackyard(*arguments: object, folder: Path) -> "subprocess.Popen[str]":
