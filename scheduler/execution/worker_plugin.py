@@ -1,6 +1,7 @@
 """Turns Dask worker processes into a run's workers, and lets them and the scheduler tell the driver."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -247,9 +248,12 @@ class StackyardScheduler(SchedulerPlugin):  # type: ignore[misc]  # distributed'
             self._tidying = asyncio.get_running_loop().create_task(self._tidy(scheduler))
 
     async def _tidy(self, scheduler: Scheduler) -> None:
-        await scheduler.unregister_worker_plugin(None, self.worker_plugin)
+        # A worker that goes in this moment, as all do on a cluster that ends with its client, needs no telling.
+        with contextlib.suppress(OSError):
+            await scheduler.unregister_worker_plugin(None, self.worker_plugin)
         if self.worker_plugin in scheduler.nanny_plugins:
-            await scheduler.unregister_nanny_plugin(None, self.worker_plugin)
+            with contextlib.suppress(OSError):
+                await scheduler.unregister_nanny_plugin(None, self.worker_plugin)
 
 
 def _is_removal(told: object) -> bool:

@@ -1,5 +1,6 @@
 """What a run tells programs: events on Dask's topic, figures on the page of Dask's scheduler."""
 
+import asyncio
 import json
 import re
 import socket
@@ -10,8 +11,10 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from distributed.comm import CommClosedError
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -21,6 +24,7 @@ from scheduler.execution.errors import ClusterError
 from scheduler.execution.events import TOPIC, Events, taken
 from scheduler.execution.metrics import RunFigures, RunsCollector
 from scheduler.execution.status import DeviceStatus
+from scheduler.execution.worker_plugin import StackyardScheduler
 from tests.scheduler.dask_programs import DaskPrograms, kill_with_children, names_of, wait_for
 from tests.scheduler.execution.gated_runs import release, wait_until_begun, write_gated
 from tests.scheduler.execution.small_clusters import (
@@ -216,3 +220,20 @@ def test_a_metrics_port_that_is_taken_is_refused_before_anything_starts() -> Non
         refused = pytest.raises(ClusterError, match=rf"cluster.metrics_port: {port} can't be listened at")
         with refused, local_cluster((), host_limit=1 << 30, metrics_port=port):
             pass
+
+
+def test_a_worker_that_goes_while_its_run_is_tidied_away_is_no_error() -> None:
+    """As on every cluster that ends with its client; asyncio would print a traceback at the end of the run."""
+
+    class Closing:
+        nanny_plugins: ClassVar = {"plugin": object()}
+        told: ClassVar[list[str]] = []
+
+        async def unregister_worker_plugin(self, _comm: None, name: str) -> None:
+            self.told.append(name)
+            raise CommClosedError("Stream is closed")
+
+        unregister_nanny_plugin = unregister_worker_plugin
+
+    asyncio.run(StackyardScheduler("topic", "client", "plugin")._tidy(Closing()))
+    assert Closing.told == ["plugin", "plugin"]
