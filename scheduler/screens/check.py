@@ -1,5 +1,8 @@
 """A config's steps, checked before Dask is imported, with the place of what is wrong in the file."""
 
+import re
+from collections.abc import Iterable
+
 from scheduler.config import RunConfig, config_error
 from scheduler.execution.prepare import config_folder, step_spec
 from scheduler.steps.errors import StepError
@@ -12,8 +15,15 @@ def check_steps(config: RunConfig) -> None:
         try:
             step_spec(step, config_folder(config)).resolve().close()
         except StepError as error:
-            keyword = next((key for key in step.with_ if repr(key) in str(error)), None)
-            at = ("use",) if keyword is None else ("with", keyword)
+            at = ("use",) if (keyword := _keyword(step.with_, str(error))) is None else ("with", keyword)
             problems["steps", index, *at] = str(error)
     if problems:
         raise config_error(config, problems)
+
+
+def _keyword(given: Iterable[str], said: str) -> str | None:
+    """Which of the keywords that a step was given an error is about, if it names one."""
+    given = tuple(given)
+    quoted = (key for key in given if repr(key) in said)
+    named = (key for key in given if re.search(rf"\b{re.escape(key)}\b", said))
+    return next(quoted, next(named, None))

@@ -223,7 +223,7 @@ def test_a_metrics_port_that_is_taken_is_refused_before_anything_starts() -> Non
 
 
 def test_a_worker_that_goes_while_its_run_is_tidied_away_is_no_error() -> None:
-    """As on every cluster that ends with its client; asyncio would print a traceback at the end of the run."""
+    """As on a cluster that ends with its client; asyncio would print a traceback at the end of the run."""
 
     class Closing:
         nanny_plugins: ClassVar = {"plugin": object()}
