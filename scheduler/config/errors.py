@@ -20,7 +20,7 @@ class ConfigProblem:
 
 
 class ConfigError(ValueError):
-    """A config file can't be used; prints a line for each of `problems` up to 20, in the order of the file."""
+    """A config file can't be used; prints a line for each of the first 20 `problems`, in the file's order."""
 
     def __init__(self, *problems: ConfigProblem) -> None:
         super().__init__(*problems)

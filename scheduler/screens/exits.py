@@ -6,8 +6,10 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -30,7 +32,11 @@ def errors_as_messages(
     `unusable` errors say that the config or the arguments can't be used: exit 2. So do errors of the
     operating system, such as a folder that can't be written. Any other is a fault of this program: exit 1.
     With `debug` the traceback is printed too. With `log_json` the message is an event, "error", on a line.
+    Warnings are messages too, without the line of this program that they come from.
     """
+    show_before = warnings.showwarning
+    if not debug:
+        warnings.showwarning = partial(_show_warning, log_json)
     try:
         yield
     except typer.Exit:
@@ -48,6 +54,15 @@ def errors_as_messages(
             gap = "\n" if "\n" in said else " "
             print(f"stackyard:{gap}{printable(said)}", file=sys.stderr)
         raise typer.Exit(UNUSABLE if expected else SOME_JOBS_FAILED) from error
+    finally:
+        warnings.showwarning = show_before
+
+
+def _show_warning(log_json: bool, message: Warning | str, *_where: object, **_more: object) -> None:
+    if log_json:
+        write_event({"at": time.time(), "event": "warning", "text": str(message)})
+    else:
+        print(f"stackyard: {printable(str(message))}", file=sys.stderr)
 
 
 def _message(error: Exception) -> str:
