@@ -40,10 +40,22 @@ class Progress(Protocol):
 
 
 def progress_on(console: Console, *, quiet: bool = False) -> Progress:
-    """A live view where `console` is a terminal that can redraw, plain lines where it is a file or a pipe."""
-    # A notebook has no terminal, but Rich redraws its cell.
-    live = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
+    """A live view where `console` is a terminal or a notebook, plain lines where it is a file or a pipe."""
+    if console.is_jupyter and not quiet:
+        from scheduler.screens.notebook import NotebookProgress
+
+        return NotebookProgress()
+    live = console.is_terminal and not console.is_dumb_terminal
     return LiveProgress(console) if live and not quiet else PlainProgress(quiet=quiet)
+
+
+def show_progress() -> Progress:
+    """Progress for a run that Python starts, on its terminal, in its notebook, or as lines elsewhere.
+
+        with show_progress() as progress:
+            run(load_config("stackyard.yaml"), on_status=progress.update)
+    """
+    return progress_on(Console(stderr=True))
 
 
 class LiveProgress:

@@ -1,6 +1,8 @@
 """What a person sees of a run: a live view on a terminal, lines without control codes elsewhere."""
 
 import io
+import sys
+import types
 from dataclasses import replace
 
 import pytest
@@ -132,3 +134,37 @@ def test_live_view_on_a_terminal_and_only_there(status):
     dumb = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
     assert isinstance(progress_on(dumb), PlainProgress)
     assert isinstance(progress_on(Console(file=io.StringIO())), PlainProgress)
+
+
+def test_a_notebook_s_cell_is_redrawn_without_widgets(status, monkeypatch):
+    """IPython's display, injected: the tests' environment has no notebook."""
+    shown: list[str] = []
+
+    class View:
+        def update(self, page: str) -> None:
+            shown.append(page)
+
+    def display(page: str, *, display_id: bool) -> View:
+        assert display_id
+        shown.append(page)
+        return View()
+
+    module = types.ModuleType("IPython.display")
+    module.HTML, module.display = str, display
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    odd = replace(status, remarks=("<script>alert(1)</script>",))
+    with progress_on(Console(force_jupyter=True)) as progress:
+        progress.update(odd)
+        progress.say("stopping")
+        progress.update(odd)
+    first, second, third, _ = shown
+    assert "starting" in first
+    assert "120/480" in second
+    assert "starting" not in second
+    assert "needs 9 GiB on gpu0" in second
+    assert "&lt;script&gt;" in second
+    assert "<script" not in second
+    assert "stopping" in third
+    assert "\x1b" not in "".join(shown)
+    assert isinstance(progress_on(Console(force_jupyter=True), quiet=True), PlainProgress)
