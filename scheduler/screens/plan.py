@@ -134,9 +134,10 @@ def _about_plans(form: FormForecast) -> Iterator[Text]:
         if each.plan.conversions:
             yield Text(f"{each.plan.name} converts {'; '.join(each.plan.conversions)}", style="dim")
         blocks = form.blocks(each)
-        if blocks:
-            bytes_of = attrgetter("device_bytes" if each.device_bytes else "host_bytes")
-            least = min(blocks, key=bytes_of)
+        bytes_of = attrgetter("device_bytes" if each.device_bytes else "host_bytes")
+        least = min(blocks, key=bytes_of, default=each)
+        # A small stack has more halo than is saved by cutting it.
+        if bytes_of(least) < bytes_of(each):
             most = least.plan.split.blocks if least.plan.split else 1
             yield Text(
                 f"{each.plan.name} can be cut, where the whole doesn't fit: in {most} blocks it needs"

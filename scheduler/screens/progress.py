@@ -131,9 +131,12 @@ class PlainProgress:
 
     def _is_news(self, status: RunStatus) -> bool:
         last = self._last
+        if last is None:
+            # Until a device's memory has been looked at there is nothing to tell.
+            looked = any(device.free_bytes is not None for device in status.devices)
+            return looked or status.state != "running" or status.elapsed_s >= LINE_EVERY_S
         return (
-            last is None
-            or (status.state, status.failed) != (last.state, last.failed)
+            (status.state, status.failed) != (last.state, last.failed)
             or {job.job for job in status.stuck} != {job.job for job in last.stuck}
             or status.elapsed_s - last.elapsed_s >= LINE_EVERY_S
         )

@@ -103,6 +103,19 @@ def test_lines_come_with_news_and_every_ten_seconds(status, capsys):
     assert " done: " in lines[4]
 
 
+def test_the_first_line_comes_when_a_device_has_been_looked_at(status, gpu, capsys):
+    unknown = replace(gpu, free_bytes=None, problem="not probed yet")
+    nothing = replace(status, devices=(unknown,), running=0, elapsed_s=1.0)
+    with PlainProgress() as progress:
+        progress.update(nothing)
+        assert capsys.readouterr().err == ""
+        progress.update(replace(nothing, elapsed_s=2.0, devices=(unknown, gpu)))
+        assert capsys.readouterr().err.startswith("[2.0 s] running: ")
+    with PlainProgress() as progress:
+        progress.update(replace(nothing, elapsed_s=10.0))
+        assert "not probed yet" in capsys.readouterr().err
+
+
 def test_each_remark_is_said_once_and_stays_in_view(status, capsys):
     with PlainProgress() as progress:
         for remarks in ((), ("gpu0: torch\nisn't used",), ("gpu0: torch\nisn't used", "second")):
