@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scheduler.execution.stack_scheduler import StackScheduler as StackScheduler
     from scheduler.execution.status import RunStatus as RunStatus
     from scheduler.execution.status import RunSummary as RunSummary
+    from scheduler.screens.progress import show_progress as show_progress
 
 _HOME = {
     "ClusterError": "scheduler.execution.errors",
@@ -35,6 +36,7 @@ _HOME = {
     "load_config": "scheduler.config.load",
     "resume": "scheduler.execution.resume",
     "run": "scheduler.execution.run",
+    "show_progress": "scheduler.screens.progress",
 }
 
 __all__ = list(_HOME)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Discriminator, Field, Strict, model_validator
 
-from scheduler.config.fields import ByteCount, NotNegative, Positive, Section, StrictBool, problem
+from scheduler.config.fields import ByteCount, NotNegative, Positive, Section, StrictBool, StrictInt, problem
 
 _WALLTIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)")
 
@@ -64,9 +64,13 @@ VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class LocalCluster(Section):
-    """Worker processes on this machine, for as long as the run takes."""
+    """Worker processes on this machine, for as long as the run takes.
+
+    `metrics_port` is where programs of this machine find the run's figures; None is any free port.
+    """
 
     kind: Literal["local"] = "local"
+    metrics_port: Annotated[StrictInt, Field(ge=1, le=65535)] | None = None
 
 
 class AddressCluster(Section):

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+MOST_SHOWN = 20
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class ConfigProblem:
@@ -18,11 +20,13 @@ class ConfigProblem:
 
 
 class ConfigError(ValueError):
-    """A config file can't be used; prints one line for each of `problems`, in the order of the file."""
+    """A config file can't be used; prints a line for each of the first 20 `problems`, in the file's order."""
 
     def __init__(self, *problems: ConfigProblem) -> None:
         super().__init__(*problems)
         self.problems = tuple(sorted(problems))
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.problems))
+        lines = [str(problem) for problem in self.problems[:MOST_SHOWN]]
+        more = len(self.problems) - len(lines)
+        return "\n".join([*lines, *[f"and {more:,} more"] * bool(more)])

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from typing import Any
@@ -15,6 +16,7 @@ from distributed.comm import CommClosedError
 from scheduler.core.model import Device, DeviceKind
 from scheduler.execution.devices import usable_cores
 from scheduler.execution.environment import thread_environment, worker_environment
+from scheduler.execution.errors import ClusterError
 
 LOOPBACK = "127.0.0.1"
 WRITERS = 4
@@ -59,12 +61,19 @@ def worker_specification(
 
 
 @contextlib.contextmanager
-def local_cluster(devices: Sequence[Device], *, host_limit: int) -> Iterator[Client]:
+def local_cluster(
+    devices: Sequence[Device], *, host_limit: int, metrics_port: int | None = None
+) -> Iterator[Client]:
     """Start worker processes for `devices` on this machine and connect to them.
+
+    `metrics_port` is for the pages of Dask's scheduler, /metrics among them; None takes any free one. A port
+    that is taken raises ClusterError.
 
     The processes are spawned, listen on loopback only, and end with the block. Spawning imports the
     caller's main module again: a script must call this below `if __name__ == "__main__":`.
     """
+    if metrics_port is not None:
+        _check_port(metrics_port)
     cores = usable_cores()
     specification = worker_specification(devices, cores=cores, memory_limit=host_limit)
     threads = thread_environment(max(1, cores // max(1, len(specification))))
@@ -92,7 +101,7 @@ def local_cluster(devices: Sequence[Device], *, host_limit: int) -> Iterator[Cli
                         "host": LOOPBACK,
                         "port": 0,
                         # Any free port: on its usual one another run may listen, and Dask would warn of that.
-                        "dashboard_address": f"{LOOPBACK}:0",
+                        "dashboard_address": f"{LOOPBACK}:{metrics_port or 0}",
                         "dashboard": False,
                         "allowed_failures": 0,
                     },
@@ -110,6 +119,20 @@ def tells_news(record: logging.LogRecord) -> bool:
     Nobody waits for such a task, and it is collected at any time, after the cluster's end too.
     """
     return not (record.exc_info and isinstance(record.exc_info[1], CommClosedError))
+
+
+def _check_port(port: int) -> None:
+    """Raise ClusterError for a port that is taken: Dask would take another one, where nobody looks."""
+    with socket.socket() as probe:
+        # As Dask's server does, for a port whose last connections are still being closed.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise ClusterError(
+                f"cluster.metrics_port: {port} can't be listened at ({error.strerror}); take another, or "
+                "leave it out for any that is free"
+            ) from error
 
 
 @contextlib.contextmanager

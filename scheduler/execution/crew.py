@@ -172,7 +172,8 @@ class Crew:
             if before == device.slots:
                 continue
             self._slots[device.uuid] = device.slots
-            if before is None:
+            if before is None or device.slots > before:
+                # Its processes join one by one; the record keeps the most that it could take at once.
                 self.record.add_devices([device])
             if before is None or device.slots > before:
                 self._absent_since.pop(device.uuid, None)

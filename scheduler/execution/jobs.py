@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -95,6 +95,11 @@ def _form(stack: Stack) -> Form:
         return NO_FORM
     z, y, x = stack.shape
     return (z, y, x), str(stack.dtype)
+
+
+def chains_of(requests: Iterable[JobRequest]) -> Iterable[Chain]:
+    """Each chain once: there are many jobs, and few chains."""
+    return {id(request.chain): request.chain for request in requests}.values()
 
 
 def dispatcher_job(request: JobRequest, plans: tuple[JobPlan, ...], *, batch: int = 0) -> Job:

@@ -26,6 +26,7 @@ def local_scheduler(
     discovery: Discovery | None = None,
     record: JournalRecord | None = None,
     pins: Mapping[str, Pin] | None = None,
+    metrics_port: int | None = None,
 ) -> Iterator[StackScheduler]:
     """Start worker processes on this machine and run stack jobs on them, for as long as the block takes.
 
@@ -41,13 +42,15 @@ def local_scheduler(
         The journal, where there is one already.
     pins
         What an earlier part of a reproducible run has fixed.
+    metrics_port
+        Where the run's figures are served on this machine; any free port if it is None.
 
     Raises
     ------
     DevicesError
         A GPU that isn't there, or nothing to run on.
     ClusterError
-        The worker processes don't start.
+        The worker processes don't start, or `metrics_port` is taken.
     """
     with contextlib.ExitStack() as stack:
         if discovery is None:
@@ -59,7 +62,9 @@ def local_scheduler(
             record = JournalRecord.begin(run_dir, {})
         host = next(device for device in discovery.devices if device.kind is DeviceKind.CPU)
         reservations = stack.enter_context(Reservations(run=run_dir.name))
-        client = stack.enter_context(local_cluster(discovery.devices, host_limit=host.total_bytes))
+        client = stack.enter_context(
+            local_cluster(discovery.devices, host_limit=host.total_bytes, metrics_port=metrics_port)
+        )
         scheduler = StackScheduler(
             client,
             devices=devices,

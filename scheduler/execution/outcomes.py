@@ -1,10 +1,13 @@
-"""How the outcomes of attempts are written down."""
+"""How attempts end, in the words of the journal and of a run's events."""
 
+from dataclasses import fields
 from typing import Any
 
 from scheduler.core.events import Cancelled, Done, Failed, Outcome, OutOfMemory, Refused, TimedOut, WorkerDied
+from scheduler.execution.task import AttemptReport, StepRecord
 
-OUTCOME_NAMES: dict[type[Outcome], str] = {
+_STEP = tuple(field.name for field in fields(StepRecord))
+_NAMES: dict[type[Outcome], str] = {
     Done: "done",
     OutOfMemory: "out_of_memory",
     Failed: "failed",
@@ -13,6 +16,11 @@ OUTCOME_NAMES: dict[type[Outcome], str] = {
     TimedOut: "timed_out",
     Cancelled: "cancelled",
 }
+
+
+def outcome_name(outcome: Outcome) -> str:
+    """One word for the kind of outcome."""
+    return _NAMES[type(outcome)]
 
 
 def outcome_detail(outcome: Outcome) -> dict[str, Any]:
@@ -31,3 +39,15 @@ def outcome_detail(outcome: Outcome) -> dict[str, Any]:
             return {"error": outcome.error}
         case _:
             return {"reason": outcome.reason}
+
+
+def report_detail(report: AttemptReport | None) -> dict[str, Any]:
+    """How an attempt went, as plain JSON types; empty where its worker could not report."""
+    if report is None:
+        return {}
+    return {
+        "times": dict(report.times),
+        "steps": [{name: getattr(step, name) for name in _STEP} for step in report.steps],
+        "worker_pid": report.worker_pid,
+        "on_device": [list(stay) for stay in report.on_device],
+    }

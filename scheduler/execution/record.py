@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -16,9 +16,10 @@ from typing import Any, Protocol, Self
 from scheduler.core.events import Done, Outcome, OutOfMemory
 from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import Decision, Device, DeviceView, Placement, Waiting
-from scheduler.execution.jobs import Chain, JobRequest
+from scheduler.execution.events import Events
+from scheduler.execution.jobs import JobRequest, chains_of
 from scheduler.execution.journal import Journal, NewJob
-from scheduler.execution.outcomes import OUTCOME_NAMES, outcome_detail
+from scheduler.execution.outcomes import outcome_detail, outcome_name, report_detail
 from scheduler.execution.status import (
     JobFailure,
     RunStatus,
@@ -27,7 +28,7 @@ from scheduler.execution.status import (
     device_status,
     write_status,
 )
-from scheduler.execution.task import AttemptReport, StepRecord
+from scheduler.execution.task import AttemptReport
 
 JOURNAL = "journal.sqlite"
 STATUS_S = 1.0
@@ -61,6 +62,10 @@ class JournalRecord:
     no_room
         What could not be written since a disk is full; "" while everything could. What was not written is
         found out again by `resume`.
+    events
+        Tells what happens to those who follow it.
+    metrics_url
+        Where the run's figures are served, see docs/observability.md; "" where they aren't.
     """
 
     def __init__(self, run_dir: Path, journal: Journal) -> None:
@@ -70,6 +75,8 @@ class JournalRecord:
         self.oom_attempts = 0
         self._journal = journal
         self.no_room = ""
+        self.events = Events(run_dir.name)
+        self.metrics_url = ""
         self.status: RunStatus | None = None
         self._jobs = 0
         self._attempts_before: dict[str, int] = {}
@@ -103,7 +110,7 @@ class JournalRecord:
             started_at=time.time(),
             config=config,
             jobs=map(_new_job, jobs),
-            arrays={file.path: file.digest for chain in _chains(jobs) for file in chain.array_files},
+            arrays={file.path: file.digest for chain in chains_of(jobs) for file in chain.array_files},
         )
         record = cls(run_dir, journal)
         record._jobs = len(jobs)
@@ -130,6 +137,11 @@ class JournalRecord:
         """How many jobs have no outcome yet."""
         return self._jobs - sum(self.done.values()) - len(self.failures)
 
+    def tell_start(self) -> None:
+        """Tell those who follow that the run begins, or goes on."""
+        told = {"stackyard_version": version("stackyard"), "host": socket.gethostname()}
+        self.events.tell("run_started", run_dir=str(self.run_dir), jobs=self._jobs, left=self.left, **told)
+
     def add_jobs(self, jobs: Sequence[JobRequest]) -> None:
         """Take in jobs that come while the run goes on."""
         self._jobs += len(jobs)
@@ -151,10 +163,14 @@ class JournalRecord:
                 total_bytes=device.total_bytes,
                 slots=device.slots,
             )
+            told = {name: getattr(device, name) for name in ("uuid", "virtual", "total_bytes", "slots")}
+            self.events.tell("device", device=device.name, kind=str(device.kind), **told)
 
     def remark(self, text: str) -> None:
         """Show `text` for as long as the run goes on, and in its account."""
-        self._remarks[text] = None
+        if text not in self._remarks:
+            self._remarks[text] = None
+            self.events.tell("remark", text=text)
 
     def decided(self, job_id: str, decision: Decision) -> None:
         """Write a decision down, unless it repeats the last one about this job word by word."""
@@ -167,15 +183,18 @@ class JournalRecord:
                 inputs=decision.inputs,
                 at=time.time(),
             )
+            self.events.tell(
+                "decision", job=job_id, verdict=str(decision.verdict), reason=decision.reason
+            )
 
     def started(self, placement: Placement) -> None:
         """An attempt was submitted."""
         if self._first_start is None:
             self._first_start = time.monotonic()
-        plan = placement.plan
+        plan, number = placement.plan, self._number(placement)
         self._journal.start_attempt(
             placement.job_id,
-            self._number(placement),
+            number,
             device=placement.device,
             plan={
                 "name": plan.name,
@@ -188,29 +207,33 @@ class JournalRecord:
             host_bytes=placement.host_bytes,
             at=time.time(),
         )
+        self.events.tell(
+            "attempt_started",
+            job=placement.job_id,
+            attempt=number,
+            device=self.device_name(placement.device),
+            plan=plan.name,
+            device_bytes=placement.reserve_bytes,
+            host_bytes=placement.host_bytes,
+        )
 
     def ended(self, placement: Placement, outcome: Outcome, report: AttemptReport | None) -> None:
         """An attempt came back."""
         if isinstance(outcome, OutOfMemory):
             self.oom_attempts += 1
             self._last_event = f"{placement.job_id} ran out of memory on {self.device_name(placement.device)}"
-        detail: dict[str, Any] = (
-            {}
-            if report is None
-            else {
-                "times": dict(report.times),
-                "steps": [{name: getattr(step, name) for name in _STEP} for step in report.steps],
-                "worker_pid": report.worker_pid,
-                "on_device": [list(stay) for stay in report.on_device],
-            }
-        )
-        detail |= outcome_detail(outcome)
+        said = outcome_detail(outcome)
+        name, number = outcome_name(outcome), self._number(placement)
         self._journal.end_attempt(
-            placement.job_id,
-            self._number(placement),
-            outcome=OUTCOME_NAMES[type(outcome)],
-            detail=detail,
-            at=time.time(),
+            placement.job_id, number, outcome=name, detail=report_detail(report) | said, at=time.time()
+        )
+        self.events.tell(
+            "attempt_ended",
+            job=placement.job_id,
+            attempt=number,
+            device=self.device_name(placement.device),
+            outcome=name,
+            **said,
         )
         if isinstance(outcome, Done):
             self.done[placement.device] += 1
@@ -221,6 +244,7 @@ class JournalRecord:
     def finished(self, job_id: str, outcome: JobOutcome, reason: str) -> None:
         """A job is over."""
         self._journal.end_job(job_id, state=outcome, reason=reason, at=time.time())
+        self.events.tell("job_ended", job=job_id, state=str(outcome), reason=reason)
         self._last_reason.pop(job_id, None)
         if outcome is not JobOutcome.DONE:
             self.failures.append(JobFailure(job_id, reason))
@@ -241,9 +265,9 @@ class JournalRecord:
         if now - self._committed_at >= COMMIT_S and self._commit_is_over():
             self._committed_at = now
             self._commit = self._committer.submit(self._journal.commit_changes, self._journal.take())
-        if now - self._memory_at >= MEMORY_S:
+        if now - self._memory_at >= MEMORY_S and (devices := view.device_view()):
             self._memory_at = now
-            self._write_memory(view.device_view())
+            self._write_memory(devices)
         if now - self._shown_at < VIEW_S:
             return
         self._shown_at = now
@@ -292,6 +316,7 @@ class JournalRecord:
             self._journal.end_run(state=state, at=time.time())
         self._journal.close()
         done, failed = sum(self.done.values()), len(self.failures)
+        self.events.tell("run_ended", state=state, jobs=self._jobs, done=done, failed=failed)
         return RunSummary(
             jobs=self._jobs,
             done=done,
@@ -343,6 +368,7 @@ class JournalRecord:
             stuck=tuple(JobFailure(job, reason) for job, reason in stuck.items()),
             last_event=self._last_event,
             remarks=tuple(filter(None, (*self._remarks, self.hint))),
+            metrics_url=self.metrics_url,
         )
 
     def _write_memory(self, devices: Sequence[DeviceView]) -> None:
@@ -365,14 +391,6 @@ class JournalRecord:
     def device_name(self, uuid: str) -> str:
         """What a device is called."""
         return self._devices[uuid].name
-
-
-_STEP = tuple(field.name for field in fields(StepRecord))
-
-
-def _chains(requests: Sequence[JobRequest]) -> Iterable[Chain]:
-    """Each chain once: there are many jobs, and few chains."""
-    return {id(request.chain): request.chain for request in requests}.values()
 
 
 def _new_job(request: JobRequest) -> NewJob:

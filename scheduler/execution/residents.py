@@ -13,6 +13,8 @@ from memcore.info import bytes_text
 from memcore.memory_type import GpuId
 from pools.holder import held_by
 from pools.oom import is_oom
+from scheduler.execution.errors import shortened
+from scheduler.images.errors import said
 from scheduler.steps.context import StepContext
 from scheduler.steps.resolve import ResolvedStep
 
@@ -244,10 +246,10 @@ class Residents:
                 try:
                     with held_by(None, name):
                         give_up = step.resolved.set_up(context)
-                except (Exception, SystemExit) as error:
+                except (Exception, SystemExit, KeyboardInterrupt) as error:
                     if is_oom(error):
                         raise
-                    raise SetupFailedError(name, f"{type(error).__name__}: {error}") from error
+                    raise SetupFailedError(name, shortened(said(error))) from error
                 undo.callback(_torn_down, name, give_up)
             self._hold_the_rest(kept, before, held)
             kept.undo = undo.pop_all()

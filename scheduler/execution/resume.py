@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scheduler.config.model import RunConfig
 from scheduler.core.policy import Pin
+from scheduler.execution.events import Event
 from scheduler.execution.journal import Journal, JournalJob
 from scheduler.execution.prepare import PreparedRun, look, write_plates
 from scheduler.execution.record import JOURNAL, JournalRecord
@@ -29,6 +30,7 @@ def resume(
     *,
     on_status: Callable[[RunStatus], None] | None = None,
     stop: threading.Event | None = None,
+    on_event: Callable[[Event], None] | None = None,
 ) -> RunSummary:
     """Finish the run in `run_dir` with the config that it was started with.
 
@@ -69,6 +71,7 @@ def resume(
             on_status=on_status,
             stop=stop,
             pins=_pins(whole, run_dir) if config.memory.reproducible else None,
+            on_event=on_event,
         )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from scheduler.config.model import RunConfig, VirtualGpus
 from scheduler.core.policy import Pin
 from scheduler.execution.devices import open_devices
 from scheduler.execution.errors import ClusterError
+from scheduler.execution.events import Event, taken
 from scheduler.execution.jobs import JobRequest
 from scheduler.execution.local import local_scheduler
 from scheduler.execution.plans import named_job_plans, step_types
@@ -37,6 +39,7 @@ def run(
     on_status: Callable[[RunStatus], None] | None = None,
     stop: threading.Event | None = None,
     run_id: str | None = None,
+    on_event: Callable[[Event], None] | None = None,
 ) -> RunSummary:
     """Run a config's jobs on the cluster that it names and return how it ended.
 
@@ -53,6 +56,8 @@ def run(
         Set it to stop: nothing more is started, what runs gets ten seconds, what is done is kept.
     run_id
         The name of the run's folder, where it was fixed before; it may be there, without a run in it.
+    on_event
+        Called with each event of the run, a few times a second, in this thread.
 
     Raises
     ------
@@ -68,7 +73,15 @@ def run(
 
     with run_lock(config, run_dir.name):
         write_plates(prepared, overwrite=overwrite)
-        return carry_out(prepared, run_dir, begin, overwrite=overwrite, on_status=on_status, stop=stop)
+        return carry_out(
+            prepared,
+            run_dir,
+            begin,
+            overwrite=overwrite,
+            on_status=on_status,
+            stop=stop,
+            on_event=on_event,
+        )
 
 
 def carry_out(
@@ -80,12 +93,26 @@ def carry_out(
     on_status: Callable[[RunStatus], None] | None,
     stop: threading.Event | None,
     pins: Mapping[str, Pin] | None = None,
+    on_event: Callable[[Event], None] | None = None,
 ) -> RunSummary:
     """Run the prepared jobs; `make_record` is called once nothing is left that could refuse them all."""
     requests = [prepared.request(job, run_id=run_dir.name, overwrite=overwrite) for job in prepared.jobs]
+    told: deque[Event] = deque()
+
+    def followed() -> JournalRecord:
+        nonlocal told
+        record = make_record()
+        told = record.events.follow()
+        return record
+
+    def tell() -> None:
+        for event in taken(told):
+            if on_event is not None:
+                on_event(event)
+
     try:
-        with _scheduler(prepared, requests, run_dir, make_record, pins) as scheduler:
-            show = _shown_once(scheduler, on_status)
+        with _scheduler(prepared, requests, run_dir, followed, pins) as scheduler:
+            show = _shown_once(scheduler, on_status, tell)
             # That may take hours, in which somebody may cancel the run.
             scheduler.wait_for_worker(stop, meanwhile=show)
             if stop is None or not stop.is_set():
@@ -94,6 +121,7 @@ def carry_out(
             _follow(scheduler, show, stop)
     finally:
         remove_partials(prepared.folders(), read_worker_pids(run_dir))
+        tell()
     if on_status is not None and scheduler.record.status is not None:
         on_status(scheduler.record.status)
     assert scheduler.summary is not None
@@ -101,13 +129,14 @@ def carry_out(
 
 
 def _shown_once(
-    scheduler: StackScheduler, on_status: Callable[[RunStatus], None] | None
+    scheduler: StackScheduler, on_status: Callable[[RunStatus], None] | None, tell: Callable[[], None]
 ) -> Callable[[], None]:
-    """What hands the last moment of the run to `on_status`, unless that has been done."""
+    """What calls `tell`, and hands the last moment of the run to `on_status`, unless that has been done."""
     shown: RunStatus | None = None
 
     def show() -> None:
         nonlocal shown
+        tell()
         status = scheduler.status()
         if on_status is not None and status is not None and status is not shown:
             on_status(status)
@@ -139,7 +168,7 @@ def _scheduler(
     config = prepared.config
     with contextlib.ExitStack() as stack:
         match config.cluster:
-            case LocalCluster():
+            case LocalCluster(metrics_port=port):
                 discovery = open_devices(
                     config.devices, config.memory, run_id=run_dir.name, jobs=len(requests)
                 )
@@ -153,6 +182,7 @@ def _scheduler(
                     discovery=discovery,
                     record=make_record(),
                     pins=pins,
+                    metrics_port=port,
                 )
                 yield stack.enter_context(own)
                 return

@@ -64,11 +64,17 @@ def run_scripts(config: RunConfig, cluster: SlurmCluster) -> dict[str, str]:
 
 
 def driver_command(
-    config_file: Path, run_dir: Path, *, overwrite: bool = False, debug: bool = False
+    config_file: Path,
+    run_dir: Path,
+    *,
+    overwrite: bool = False,
+    log_json: bool = False,
+    debug: bool = False,
 ) -> list[str]:
     """The command that carries out the run in `run_dir`, by the Python of this process."""
     command = [sys.executable, "-m", "scheduler.screens", "run", str(config_file.absolute())]
-    return [*command, "--run-id", run_dir.name, *["--overwrite"] * overwrite, *["--debug"] * debug]
+    command += ["--run-id", run_dir.name, *["--overwrite"] * overwrite, *["--log-json"] * log_json]
+    return command + ["--debug"] * debug
 
 
 def submit_driver(

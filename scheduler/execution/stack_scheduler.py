@@ -15,6 +15,7 @@ from distributed import Client
 from scheduler.config.model import DevicesConfig, JobsConfig, MemoryConfig, StepConfig
 from scheduler.core.model import DeviceSnapshot
 from scheduler.core.policy import OnPressure, Pin, Policy
+from scheduler.execution.announcer import Announcer
 from scheduler.execution.crew import ClusterTerms
 from scheduler.execution.devices import virtual_tag
 from scheduler.execution.driver import nobody
@@ -146,6 +147,8 @@ class StackScheduler(Session):
             )
             _record = JournalRecord.begin(run_dir, {})
         self.summary: RunSummary | None = None
+        self._announcer = Announcer(client, _record)
+        _record.tell_start()
         super().__init__(
             client,
             _settings(_record.run_dir, device_section, memory_section, _own),
@@ -161,6 +164,7 @@ class StackScheduler(Session):
             pins=_pins,
             table_holder=_own.reservations.holder if _own is not None else nobody,
         )
+        self._announcer.start()
 
     @property
     def run_dir(self) -> Path:
@@ -208,6 +212,7 @@ class StackScheduler(Session):
         self.finish()
         self.join()
         self.summary = self.sum_up()
+        self._announcer.close()
         if self._own is None:
             self.disconnect()
         self._remove_folder()

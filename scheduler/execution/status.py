@@ -51,6 +51,7 @@ class RunStatus:
 
     `stuck` names running jobs that seem to get nowhere, and why it seems so.
     `remarks` are what a person should know of the run as a whole, such as a device that can't be used.
+    `metrics_url` is where Dask's scheduler serves the run's figures.
     """
 
     run_dir: str
@@ -67,6 +68,7 @@ class RunStatus:
     stuck: tuple[JobFailure, ...] = ()
     last_event: str = ""
     remarks: tuple[str, ...] = ()
+    metrics_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)

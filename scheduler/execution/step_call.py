@@ -12,7 +12,9 @@ from memcore.memory_type import GpuId
 from memcore.registry import resembles_array
 from pools.holder import current_holder, held_by
 from pools.oom import is_oom
+from scheduler.execution.errors import shortened
 from scheduler.images.arrays import ArrayFile
+from scheduler.images.errors import said
 from scheduler.steps.carried import STACK, table_label
 from scheduler.steps.context import StepContext
 from scheduler.steps.resolve import ResolvedStep
@@ -122,8 +124,9 @@ def _call(
         keywords |= {name: _at(step, read_array(file)) for name, file in resolved.arrays.items()}
         with held_by(current_holder()[0], resolved.name):
             return _sorted_out(resolved, implementation(given[first], **keywords))
-    except (Exception, SystemExit) as error:
-        # A step that calls sys.exit would end the worker process, and nobody could say why.
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        # A step that calls sys.exit would end the worker process, and nobody could say why. A Ctrl-C of the
+        # terminal reaches main threads alone: one that comes from a step is the step's.
         if is_oom(error):
             raise
         backend = backend_of(step.memory_type)
@@ -131,8 +134,8 @@ def _call(
             f"{name}: {backend.describe(array)}" if resolved.inputs else str(backend.describe(array))
             for name, array in given.items()
         )
-        kind = "" if isinstance(error, StepResultError) else f"{type(error).__name__}: "
-        raise StepFailedError(resolved.name, described, f"{kind}{error}") from error
+        text = str(error) if isinstance(error, StepResultError) else said(error)
+        raise StepFailedError(resolved.name, described, shortened(text)) from error
 
 
 def _at(step: ChainStep, array: Any) -> Any:

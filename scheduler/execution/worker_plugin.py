@@ -1,6 +1,7 @@
 """Turns Dask worker processes into a run's workers, and lets them and the scheduler tell the driver."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -18,6 +19,7 @@ from scheduler.execution.capture import redirect_worker_output, restore_output, 
 from scheduler.execution.departure import drain_on_signals, ignore_signals
 from scheduler.execution.environment import DEVICE_VARIABLE, LEAVE_VARIABLE
 from scheduler.execution.messages import Ended, Evicted, Hello, Leaving, Left, Pulse, Readings, packed, tell
+from scheduler.execution.metrics import withdraw
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.runs_here import set_worker, state_of, states_here, unset_worker
 from scheduler.execution.task import AttemptReport
@@ -252,13 +254,17 @@ class StackyardScheduler(SchedulerPlugin):  # type: ignore[misc]  # distributed'
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """Called by Dask once a client is removed: by its own wish, or since its connection is lost."""
         if client == self.client:
+            withdraw(client)
             scheduler.remove_plugin(self.name)
             self._tidying = asyncio.get_running_loop().create_task(self._tidy(scheduler))
 
     async def _tidy(self, scheduler: Scheduler) -> None:
-        await scheduler.unregister_worker_plugin(None, self.worker_plugin)
+        # A worker that goes just now, as all do on a cluster that ends with its client, needs no telling.
+        with contextlib.suppress(OSError):
+            await scheduler.unregister_worker_plugin(None, self.worker_plugin)
         if self.worker_plugin in scheduler.nanny_plugins:
-            await scheduler.unregister_nanny_plugin(None, self.worker_plugin)
+            with contextlib.suppress(OSError):
+                await scheduler.unregister_nanny_plugin(None, self.worker_plugin)
 
 
 def _is_removal(told: object) -> bool:

@@ -11,3 +11,9 @@ class ImageError(ValueError):
 
 class OutputError(ValueError):
     """A result can't be written as asked: the name, the folder, the dtype or the format is wrong."""
+
+
+def said(error: BaseException) -> str:
+    """ "ValueError: what it says", or the type alone where it says nothing."""
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

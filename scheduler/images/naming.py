@@ -1,5 +1,6 @@
 """Names of outputs: by a template of the same fields as the input, and never outside of the output folder."""
 
+import re
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from scheduler.images.patterns import nearest
 STACK_FIELD = "stack"
 """In a template, the name of a result among those of its job."""
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 SUFFIXES = {"tiff": ".tif", "ome-tiff": ".ome.tif", "ome-zarr": ".ome.zarr"}
 
 
@@ -55,6 +57,8 @@ def rendered(template: str, fields: Mapping[str, str]) -> list[str]:
         if name not in fields:
             raise OutputError(f"output name {template!r}: no field {name!r}{nearest(name, list(fields))}")
     relative = template.format_map(dict(fields))
+    if _CONTROL.search(relative):
+        raise OutputError(f"output name {template!r} gives {relative!r}, which has control characters in it")
     parts = relative.split("/")
     if any(part in ("", ".", "..") for part in parts):
         raise OutputError(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from scheduler.images.errors import ImageError
+from scheduler.images.errors import ImageError, said
 from scheduler.images.stack import PlaneRef
 
 # What one stored byte can stand for at most: deflate reaches 1032, LZW 2730, PackBits 64; Zstandard and the
@@ -41,7 +41,7 @@ def opened(path: str | Path) -> Iterator[tifffile.TiffFile]:
     except OSError as error:
         raise ImageError(f"{path}: can't be read: {error.strerror or error}") from error
     except Exception as error:  # tifffile's parsers and codecs raise all sorts on damaged bytes
-        raise ImageError(f"{path}: not a readable TIFF: {type(error).__name__}: {error}") from error
+        raise ImageError(f"{path}: not a readable TIFF: {said(error)}") from error
 
 
 def read_plane(

@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from zarr.buffer.cpu import NDBuffer
 
-from scheduler.images.errors import ImageError
+from scheduler.images.errors import ImageError, said
 from scheduler.images.layout import Layout, broken_layout
 from scheduler.images.ngff import NgffError, ome_attributes, parse_image, parse_plate, parse_well
 from scheduler.images.stack import PlaneRef
@@ -183,4 +183,4 @@ def _blamed(path: str) -> Iterator[None]:
     except OSError as error:
         raise ImageError(f"{path}: can't be read: {error.strerror or error}") from error
     except Exception as error:  # zarr and its codecs raise all sorts on damaged metadata and chunks
-        raise ImageError(f"{path}: not a readable OME-Zarr: {type(error).__name__}: {error}") from error
+        raise ImageError(f"{path}: not a readable OME-Zarr: {said(error)}") from error

@@ -1,5 +1,8 @@
 """A config's steps, checked before Dask is imported, with the place of what is wrong in the file."""
 
+import re
+from collections.abc import Iterable
+
 from scheduler.config import RunConfig, config_error
 from scheduler.config.model import StepConfig
 from scheduler.execution.prepare import config_folder, step_spec
@@ -21,8 +24,19 @@ def check_steps(config: RunConfig) -> None:
 
 def _place(step: StepConfig, error: str) -> tuple[str, ...]:
     """The key of the step that an error speaks of."""
-    for section, keys in (("arrays", step.arrays), ("inputs", step.inputs), ("with", step.with_)):
-        for key in keys:
-            if f"arrays.{key}:" in error or (section != "arrays" and repr(key) in error):
-                return section, key
+    for key in step.arrays:
+        if f"arrays.{key}:" in error:
+            return "arrays", key
+    for section, keys in (("inputs", step.inputs), ("with", step.with_)):
+        keyword = _keyword(keys, error)
+        if keyword is not None:
+            return section, keyword
     return ("use",)
+
+
+def _keyword(given: Iterable[str], said: str) -> str | None:
+    """Which of the keywords that a step was given an error is about, if it names one."""
+    given = tuple(given)
+    quoted = (key for key in given if repr(key) in said)
+    named = (key for key in given if re.search(rf"\b{re.escape(key)}\b", said))
+    return next(quoted, next(named, None))

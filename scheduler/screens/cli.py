@@ -18,6 +18,10 @@ app = typer.Typer(
 
 Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+LogJson = Annotated[
+    bool,
+    typer.Option("--log-json", help="Events as JSON lines on standard error, in place of the progress."),
+]
 
 
 def main() -> None:
@@ -56,6 +60,7 @@ def run(
     config: Annotated[Path, typer.Argument(help="The YAML file that describes the run.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
     as_json: Json = False,
+    log_json: LogJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what failed.")] = False,
     debug: Debug = False,
     tell_run: Annotated[Path | None, typer.Option(hidden=True)] = None,
@@ -76,6 +81,7 @@ def run(
             config,
             overwrite=overwrite,
             as_json=as_json,
+            log_json=log_json,
             quiet=quiet,
             debug=debug,
             tell=tell_run,
@@ -89,6 +95,9 @@ def submit(
     config: Annotated[Path, typer.Argument(help="The YAML file that describes the run.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
     as_json: Json = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="The process's log holds the run's events as JSON lines.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Run a config by a process of its own, which outlives the terminal, and print the run's folder.
@@ -100,7 +109,7 @@ def submit(
     """
     from scheduler.screens.submit_command import submit_command
 
-    submit_command(config, overwrite=overwrite, as_json=as_json, debug=debug)
+    submit_command(config, overwrite=overwrite, as_json=as_json, log_json=log_json, debug=debug)
 
 
 @app.command()
@@ -136,6 +145,7 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Where the images are, or a folder above.")] = Path("."),
     config: Annotated[Path, typer.Option(help="The file to write.")] = Path("stackyard.yaml"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write a commented config for a folder of images; it runs as it is.
@@ -144,7 +154,7 @@ def init(
     """
     from scheduler.screens.init_command import init_command
 
-    init_command(folder, config, overwrite=overwrite, debug=debug)
+    init_command(folder, config, overwrite=overwrite, as_json=as_json, debug=debug)
 
 
 @app.command()
@@ -201,6 +211,7 @@ def cancel(
     run_folder: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run's folder, or an output folder for its newest run.")
     ],
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Ask a run to stop, from any shell that sees its folder; what is done is kept.
@@ -209,7 +220,7 @@ def cancel(
     """
     from scheduler.screens.cancel_command import cancel_command
 
-    cancel_command(run_folder, debug=debug)
+    cancel_command(run_folder, as_json=as_json, debug=debug)
 
 
 @app.command()
@@ -218,6 +229,7 @@ def resume(
         Path, typer.Argument(metavar="RUN", help="A run's folder, or an output folder for its newest run.")
     ],
     as_json: Json = False,
+    log_json: LogJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what failed.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -229,7 +241,9 @@ def resume(
     """
     from scheduler.screens.resume_command import resume_command
 
-    raise typer.Exit(resume_command(run_folder, as_json=as_json, quiet=quiet, debug=debug))
+    raise typer.Exit(
+        resume_command(run_folder, as_json=as_json, log_json=log_json, quiet=quiet, debug=debug)
+    )
 
 
 @app.command()
@@ -238,6 +252,7 @@ def report(
         Path, typer.Argument(metavar="RUN", help="A run's folder, or an output folder for its newest run.")
     ],
     output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write one self-contained HTML page about a run: who ran what when, memory, waits, failures, pictures.
@@ -246,7 +261,7 @@ def report(
     """
     from scheduler.screens.report.command import report_command
 
-    report_command(run_folder, output, debug=debug)
+    report_command(run_folder, output, as_json=as_json, debug=debug)
 
 
 @app.command()

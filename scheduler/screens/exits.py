@@ -4,14 +4,18 @@ import json
 import signal
 import sys
 import threading
+import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import typer
 
+from scheduler.screens.event_lines import write_event
 from scheduler.screens.words import printable
 
 SOME_JOBS_FAILED = 1
@@ -20,13 +24,19 @@ INTERRUPTED = 130
 
 
 @contextmanager
-def errors_as_messages(*, debug: bool, unusable: tuple[type[Exception], ...]) -> Iterator[None]:
+def errors_as_messages(
+    *, debug: bool, unusable: tuple[type[Exception], ...], log_json: bool = False
+) -> Iterator[None]:
     """Turn an exception that leaves the block into a message on standard error and an exit status.
 
     `unusable` errors say that the config or the arguments can't be used: exit 2. So do errors of the
     operating system, such as a folder that can't be written. Any other is a fault of this program: exit 1.
-    With `debug` the traceback is printed too.
+    With `debug` the traceback is printed too. With `log_json` the message is an event, "error", on a line.
+    Warnings are messages too, without the line of this program that they come from.
     """
+    show_before = warnings.showwarning
+    if not debug:
+        warnings.showwarning = partial(_show_warning, log_json)
     try:
         yield
     except typer.Exit:
@@ -34,13 +44,25 @@ def errors_as_messages(*, debug: bool, unusable: tuple[type[Exception], ...]) ->
     except Exception as error:
         expected = isinstance(error, (*unusable, OSError))
         said = _message(error) if expected else f"internal error: {type(error).__name__}: {error}"
-        if debug:
+        if debug and not log_json:
             traceback.print_exception(error, file=sys.stderr)
         elif not expected:
             said += "\n(the same with --debug says where)"
-        gap = "\n" if "\n" in said else " "
-        print(f"stackyard:{gap}{printable(said)}", file=sys.stderr)
+        if log_json:
+            write_event({"at": time.time(), "event": "error", "text": said})
+        else:
+            gap = "\n" if "\n" in said else " "
+            print(f"stackyard:{gap}{printable(said)}", file=sys.stderr)
         raise typer.Exit(UNUSABLE if expected else SOME_JOBS_FAILED) from error
+    finally:
+        warnings.showwarning = show_before
+
+
+def _show_warning(log_json: bool, message: Warning | str, *_where: object, **_more: object) -> None:
+    if log_json:
+        write_event({"at": time.time(), "event": "warning", "text": str(message)})
+    else:
+        print(f"stackyard: {printable(str(message))}", file=sys.stderr)
 
 
 def _message(error: Exception) -> str:

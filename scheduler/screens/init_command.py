@@ -11,9 +11,9 @@ from memcore.info import bytes_text
 from scheduler.images.errors import InputError
 from scheduler.images.patterns import parse_pattern
 from scheduler.images.sources import StackSource, find_stacks
-from scheduler.screens.exits import errors_as_messages
+from scheduler.screens.exits import errors_as_messages, print_json
 from scheduler.screens.proposal import Proposal, output_name, propose_pattern
-from scheduler.screens.words import count_text
+from scheduler.screens.words import count_text, path_text, printable
 
 TEMPLATE = """\
 # {stacks} of {shape} {dtype}, {size}. Run them with: stackyard run {name}
@@ -54,7 +54,7 @@ class _Found:
     stacks: list[StackSource]
 
 
-def init_command(folder: Path, config: Path, *, overwrite: bool, debug: bool) -> None:
+def init_command(folder: Path, config: Path, *, overwrite: bool, as_json: bool, debug: bool) -> None:
     """Look at the images in or below `folder` and write a config for them to `config`."""
     with errors_as_messages(debug=debug, unusable=(InputError,)):
         found = _look(folder)
@@ -62,7 +62,13 @@ def init_command(folder: Path, config: Path, *, overwrite: bool, debug: bool) ->
         if config.exists() and not overwrite:
             raise InputError(f"{config} exists; --overwrite replaces it, --config writes another file")
         config.write_text(text, encoding="utf-8")
-    print(f"{config}: {_stacks_text(found)} in {found.folder}, pattern {found.proposal.pattern}")
+    pattern = found.proposal.pattern
+    if as_json:
+        record = {"config": str(config), "folder": str(found.folder), "pattern": pattern}
+        print_json({**record, "stacks": len(found.stacks), "unreadable": _unreadable(found)})
+    else:
+        shown = printable(f"{_stacks_text(found)} in {found.folder}, pattern {pattern}")
+        print(f"{path_text(config)}: {shown}")
 
 
 def _look(folder: Path) -> _Found:
@@ -109,8 +115,12 @@ def _config_text(found: _Found, config: Path) -> str:
 
 def _stacks_text(found: _Found) -> str:
     text = count_text(len(found.stacks), "stack")
-    broken = sum(bool(stack.problem) for stack in found.stacks)
+    broken = _unreadable(found)
     return f"{text} ({broken} can't be read)" if broken else text
+
+
+def _unreadable(found: _Found) -> int:
+    return sum(bool(stack.problem) for stack in found.stacks)
 
 
 def _scalar(text: str) -> str:

@@ -125,7 +125,9 @@ def _plans(form: FormForecast, *, several: bool) -> Table:
     for name in ("device memory", "host memory", "seconds a job"):
         table.add_column(name, justify="right")
     for each in form.whole:
-        times = ", ".join(f"{value:.1f}" for value in each.seconds.values())
+        times = ", ".join(
+            f"{value:.1f}" if value >= 1 else f"{value:#.2g}" for value in each.seconds.values()
+        )
         table.add_row(
             each.plan.name,
             " → ".join(dict.fromkeys(map(str, each.plan.memory_types))),
@@ -142,9 +144,10 @@ def _about_plans(form: FormForecast) -> Iterator[Text]:
             what = "converts of each stack" if len(form.stacks) > 1 else "converts"
             yield Text(f"{each.plan.name} {what} {'; '.join(each.plan.conversions)}", style="dim")
         blocks = form.blocks(each)
-        if blocks:
-            bytes_of = attrgetter("device_bytes" if each.device_bytes else "host_bytes")
-            least = min(blocks, key=bytes_of)
+        bytes_of = attrgetter("device_bytes" if each.device_bytes else "host_bytes")
+        least = min(blocks, key=bytes_of, default=each)
+        # A small stack has more halo than is saved by cutting it.
+        if bytes_of(least) < bytes_of(each):
             most = least.plan.split.blocks if least.plan.split else 1
             yield Text(
                 f"{each.plan.name} can be cut, where the whole doesn't fit: in {most} blocks it needs"

@@ -40,10 +40,22 @@ class Progress(Protocol):
 
 
 def progress_on(console: Console, *, quiet: bool = False) -> Progress:
-    """A live view where `console` is a terminal that can redraw, plain lines where it is a file or a pipe."""
-    # A notebook has no terminal, but Rich redraws its cell.
-    live = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
+    """A live view where `console` is a terminal or a notebook, plain lines where it is a file or a pipe."""
+    if console.is_jupyter and not quiet:
+        from scheduler.screens.notebook import NotebookProgress
+
+        return NotebookProgress()
+    live = console.is_terminal and not console.is_dumb_terminal
     return LiveProgress(console) if live and not quiet else PlainProgress(quiet=quiet)
+
+
+def show_progress() -> Progress:
+    """Progress for a run that Python starts, on its terminal, in its notebook, or as lines elsewhere.
+
+        with show_progress() as progress:
+            run(load_config("stackyard.yaml"), on_status=progress.update)
+    """
+    return progress_on(Console(stderr=True))
 
 
 class LiveProgress:
@@ -119,9 +131,12 @@ class PlainProgress:
 
     def _is_news(self, status: RunStatus) -> bool:
         last = self._last
+        if last is None:
+            # Until a device's memory has been looked at there is nothing to tell.
+            looked = any(device.free_bytes is not None for device in status.devices)
+            return looked or status.state != "running" or status.elapsed_s >= LINE_EVERY_S
         return (
-            last is None
-            or (status.state, status.failed) != (last.state, last.failed)
+            (status.state, status.failed) != (last.state, last.failed)
             or {job.job for job in status.stuck} != {job.job for job in last.stuck}
             or status.elapsed_s - last.elapsed_s >= LINE_EVERY_S
         )

@@ -8,9 +8,9 @@ from scheduler.screens.run_command import UNUSABLE, carry_out
 from scheduler.screens.run_folder import CANCEL_FILE, RunFolderError, find_run, read_results_folder
 
 
-def resume_command(path: Path, *, as_json: bool, quiet: bool, debug: bool) -> int:
+def resume_command(path: Path, *, as_json: bool, log_json: bool, quiet: bool, debug: bool) -> int:
     """Finish the run at `path` and return the exit status."""
-    with errors_as_messages(debug=debug, unusable=(RunFolderError,)):
+    with errors_as_messages(debug=debug, unusable=(RunFolderError,), log_json=log_json):
         run_dir = find_run(path)
         results = read_results_folder(run_dir)
         # What asked the earlier driver to stop isn't meant for this one.
@@ -21,6 +21,7 @@ def resume_command(path: Path, *, as_json: bool, quiet: bool, debug: bool) -> in
         partial(resume, run_dir),
         results,
         as_json=as_json,
+        log_json=log_json,
         quiet=quiet,
         debug=debug,
         unusable=(*UNUSABLE, ResumeError),

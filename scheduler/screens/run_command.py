@@ -11,12 +11,14 @@ from rich.console import Console
 from scheduler.config import ConfigError, load_config
 from scheduler.execution.devices import DevicesError
 from scheduler.execution.errors import ClusterError
+from scheduler.execution.events import Event
 from scheduler.execution.slurm_commands import SlurmError
 from scheduler.execution.status import RunStatus, RunSummary
 from scheduler.host.estimates import EstimatesError
 from scheduler.images.errors import InputError, OutputError
 from scheduler.screens.check import check_steps
 from scheduler.screens.consoles import output_console
+from scheduler.screens.event_lines import EventLines, write_event
 from scheduler.screens.exits import errors_as_messages, print_json, stop_on_signals
 from scheduler.screens.progress import progress_on
 from scheduler.screens.run_folder import CANCEL_FILE
@@ -28,9 +30,15 @@ UNUSABLE = (InputError, OutputError, StepError, DevicesError, EstimatesError, Cl
 
 
 class Runner(Protocol):
-    """Carries a run out, telling `on_status` how it stands and ending soon after `stop` is set."""
+    """Carries a run out, telling how it stands and what happens, and ending soon after `stop` is set."""
 
-    def __call__(self, *, on_status: Callable[[RunStatus], None], stop: threading.Event) -> RunSummary: ...
+    def __call__(
+        self,
+        *,
+        on_status: Callable[[RunStatus], None],
+        stop: threading.Event,
+        on_event: Callable[[Event], None] | None,
+    ) -> RunSummary: ...
 
 
 def run_command(
@@ -38,6 +46,7 @@ def run_command(
     *,
     overwrite: bool,
     as_json: bool,
+    log_json: bool,
     quiet: bool,
     debug: bool,
     tell: Path | None = None,
@@ -47,14 +56,22 @@ def run_command(
 
     `submit` waits for the run's folder in `tell`, or has given it the name `run_id`.
     """
-    with errors_as_messages(debug=debug, unusable=(ConfigError,)):
+    with errors_as_messages(debug=debug, unusable=(ConfigError,), log_json=log_json):
         config = load_config(path)
         check_steps(config)
     # Dask takes a second to import: a config that can't be used is refused before that.
     from scheduler.execution.run import run
 
     runner = partial(run, config, overwrite=overwrite, run_id=run_id)
-    return carry_out(runner, config.output.path, as_json=as_json, quiet=quiet, debug=debug, tell=tell)
+    return carry_out(
+        runner,
+        config.output.path,
+        as_json=as_json,
+        log_json=log_json,
+        quiet=quiet,
+        debug=debug,
+        tell=tell,
+    )
 
 
 def carry_out(
@@ -62,6 +79,7 @@ def carry_out(
     results: Path,
     *,
     as_json: bool,
+    log_json: bool,
     quiet: bool,
     debug: bool,
     unusable: tuple[type[Exception], ...] = UNUSABLE,
@@ -70,8 +88,8 @@ def carry_out(
     """Let `runner` run, with progress and signals, give the account, and return the exit status."""
     errors = Console(stderr=True)
     with (
-        errors_as_messages(debug=debug, unusable=unusable),
-        progress_on(errors, quiet=quiet) as progress,
+        errors_as_messages(debug=debug, unusable=unusable, log_json=log_json),
+        EventLines() if log_json else progress_on(errors, quiet=quiet) as progress,
         stop_on_signals(progress.say) as stop,
     ):
         told = tell is None
@@ -87,10 +105,10 @@ def carry_out(
                 progress.say("cancelled; what is done is kept")
                 stop.set()
 
-        summary = runner(on_status=show, stop=stop)
+        summary = runner(on_status=show, stop=stop, on_event=write_event if log_json else None)
     if as_json:
         print_json(summary.to_json())
-    if summary.failures and (quiet or as_json):
+    if summary.failures and (quiet or as_json) and not log_json:
         print_summary(errors, summary, results)
     elif not quiet and not as_json:
         print_summary(output_console(), summary, results)

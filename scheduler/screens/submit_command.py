@@ -5,6 +5,7 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import typer
@@ -26,13 +27,14 @@ POLL_S = 0.1
 UNUSABLE = (ConfigError, InputError, OutputError, StepError, SlurmError)
 
 
-def submit_command(path: Path, *, overwrite: bool, as_json: bool, debug: bool) -> None:
+def submit_command(path: Path, *, overwrite: bool, as_json: bool, log_json: bool, debug: bool) -> None:
     """Start the config at `path` in a process of its own, and return as soon as its jobs are under way."""
     with errors_as_messages(debug=debug, unusable=UNUSABLE):
         config = load_config(path)
         check_steps(config)
         if isinstance(config.cluster, SlurmCluster):
-            _submit_to_slurm(config, config.cluster, overwrite=overwrite, as_json=as_json, debug=debug)
+            options = {"overwrite": overwrite, "log_json": log_json, "debug": debug}
+            _submit_to_slurm(config, config.cluster, options, as_json=as_json)
             return
         folder = check_output_folder(config.output.path) / ".stackyard"
         folder.mkdir(exist_ok=True)
@@ -40,6 +42,7 @@ def submit_command(path: Path, *, overwrite: bool, as_json: bool, debug: bool) -
         log, told = folder / f"{name}.log", folder / f".{name}.run"
         command = [sys.executable, "-m", "scheduler.screens", "run", str(path), "--tell-run", str(told)]
         command += ["--overwrite"] * overwrite + ["--debug"] * debug
+        command += ["--log-json"] * log_json
         with log.open("w") as output:
             driver = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -58,15 +61,13 @@ def submit_command(path: Path, *, overwrite: bool, as_json: bool, debug: bool) -
 
 
 def _submit_to_slurm(
-    config: RunConfig, cluster: SlurmCluster, *, overwrite: bool, as_json: bool, debug: bool
+    config: RunConfig, cluster: SlurmCluster, options: Mapping[str, bool], *, as_json: bool
 ) -> None:
     """Submit the driver as a batch job, with all that can be found out now found out before."""
-    # It imports Dask, which takes a second.
-
-    output = prepare(config, overwrite=overwrite).config.output.path
+    output = prepare(config, overwrite=options["overwrite"]).config.output.path
     run_dir = output.absolute() / ".stackyard" / new_run_id()
     assert config.config_file is not None
-    command = driver_command(config.config_file, run_dir, overwrite=overwrite, debug=debug)
+    command = driver_command(config.config_file, run_dir, **options)
     job = submit_driver(cluster, config.devices, command, run_dir)
     if as_json:
         print_json({"run_dir": str(run_dir), "slurm_job": job.job_id, "log": job.log})

@@ -25,6 +25,11 @@ def draw_summary(summary: RunSummary, results: Path) -> RenderableType:
     parts += [Text(printable(remark), style="yellow") for remark in summary.remarks]
     if summary.failures:
         parts.append(draw_failures(summary.failures))
+        if summary.run_dir:
+            logs = path_text(Path(summary.run_dir, "logs"))
+            parts.append(
+                Text.assemble(("Logs     ", "bold"), logs, ": what each job printed and where it failed")
+            )
     parts.append(Text.assemble(("Results  ", "bold"), path_text(results)))
     if summary.run_dir:
         parts.append(Text.assemble(("Run      ", "bold"), path_text(summary.run_dir)))

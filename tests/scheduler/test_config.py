@@ -235,7 +235,7 @@ def test_an_allocation_that_is_there_needs_no_figures(write):
     [
         ("kind: slurmm", "4:17: cluster.kind: expected 'local', 'address' or 'slurm'"),
         ("partition: gpu", "4:10: cluster.kind: missing"),
-        ("kind: local, cores: 3", "4:24: unknown key 'cluster.cores' among kind"),
+        ("kind: local, cores: 3", "4:24: unknown key 'cluster.cores' among kind, metrics_port"),
         ("kind: address", "4:10: cluster.address: missing"),
         (
             "kind: address, address: head",

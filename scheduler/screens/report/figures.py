@@ -1,6 +1,7 @@
 """The report's figures: who ran what when, each device's memory, and peaks against what was reserved."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from bokeh.models import HoverTool, NumeralTickFormatter, Range1d
@@ -11,6 +12,7 @@ from scheduler.screens.report.records import AttemptRow, DeviceRow, MemoryRow, R
 
 WIDTH = 1000
 MIB = 1 << 20
+LAG_S = 0.1
 # Colours that stay apart for colour-blind readers (Okabe and Ito, "Color universal design", 2008).
 OUTCOME_COLOURS = {
     "done": "#009e73",
@@ -144,16 +146,20 @@ def peaks(run: RunRows) -> Any | None:
 
 
 def place_in_slots(run: RunRows) -> list[tuple[AttemptRow, tuple[str, int]]]:
-    """Each attempt with its device and the first lane there that is free when it starts."""
+    """Each attempt, as long as it was at work, with its device and the first lane there that is free then."""
     free_at: dict[str, list[float]] = {}
     placed = []
-    for attempt in sorted(run.attempts, key=lambda attempt: attempt.start_s):
+    for attempt, (start_s, end_s) in sorted(
+        ((attempt, attempt.work(run.wall_s)) for attempt in run.attempts), key=lambda pair: pair[1]
+    ):
         lanes = free_at.setdefault(attempt.device, [])
-        lane = next((index for index, at in enumerate(lanes) if at <= attempt.start_s), len(lanes))
+        # The driver hears of ends at its own pace: what seems to overlap a little didn't.
+        fits = (index for index, at in enumerate(lanes) if at <= start_s or at <= min(start_s + LAG_S, end_s))
+        lane = next(fits, len(lanes))
         if lane == len(lanes):
             lanes.append(0.0)
-        lanes[lane] = run.wall_s if attempt.end_s is None else attempt.end_s
-        placed.append((attempt, (attempt.device, lane)))
+        placed.append((replace(attempt, start_s=max(start_s, lanes[lane])), (attempt.device, lane)))
+        lanes[lane] = end_s
     return placed
 
 

@@ -75,7 +75,8 @@ def _devices(run: RunRows) -> str:
     done = Counter(attempt.device for attempt in run.attempts if attempt.outcome == "done")
     busy_s: dict[str, float] = defaultdict(float)
     for attempt in run.attempts:
-        busy_s[attempt.device] += (run.wall_s if attempt.end_s is None else attempt.end_s) - attempt.start_s
+        start_s, end_s = attempt.work(run.wall_s)
+        busy_s[attempt.device] += end_s - start_s
     rows = []
     for device in run.devices:
         most_s = max(run.wall_s, 1e-9) * max(device.slots, 1)

@@ -63,6 +63,15 @@ class AttemptRow:
     peak_bytes: int | None
     times: Mapping[str, float]
 
+    def work(self, wall_s: float) -> tuple[float, float]:
+        """When it began and ended to read, compute and write.
+
+        Before that it may have stood in its worker's queue. One that says nothing of its times counts from
+        when it was submitted, and one that hasn't ended goes on until `wall_s`.
+        """
+        end_s = wall_s if self.end_s is None else self.end_s
+        return max(self.start_s, end_s - sum(self.times.values())) if self.times else self.start_s, end_s
+
 
 @dataclass(frozen=True, slots=True)
 class DecisionRow:

@@ -37,10 +37,10 @@ def config(tmp_path: Path) -> RunConfig:
 def test_each_step_with_its_place(config):
     found = problems_of(config)
     places = [line.removeprefix(f"{config.config_file}:").partition(" ")[0] for line in found]
-    assert places == ["3:10:", "5:20:", "6:10:", "8:10:"]
+    assert places == ["3:10:", "5:20:", "7:19:", "8:10:"]
     assert "did you mean 'gaussian'?" in found[0]
     assert "steps[1].with.sigmaa" in found[1]
-    assert "zero or more" in found[2]
+    assert "steps[2].with.sigma: gaussian: sigma is in pixels, zero or more" in found[2]
     assert "no module 'no_such_module'" in found[3]
 
 

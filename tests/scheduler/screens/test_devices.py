@@ -117,7 +117,9 @@ def test_this_host(monkeypatch):
     assert result.exit_code == 0, result.output
     (cpu,) = (device for device in json.loads(result.stdout)["devices"] if device["kind"] == "cpu")
     assert 0 < cpu["free_bytes"] <= cpu["total_bytes"]
-    assert "memory type" in CliRunner().invoke(cli.app, ["devices"]).stdout
+    screen = CliRunner().invoke(cli.app, ["devices"]).output
+    assert "memory type" in screen
+    assert "\x1b" not in screen
 
 
 def devices_of(monkeypatch) -> tuple[dict, str]:

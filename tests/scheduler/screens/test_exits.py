@@ -1,8 +1,10 @@
 """Errors end a command with a message and a status; Ctrl-C asks first and insists then."""
 
 import errno
+import json
 import os
 import signal
+import warnings
 
 import pytest
 import typer
@@ -84,3 +86,18 @@ def test_json_is_one_object(capsys):
     out = capsys.readouterr().out
     assert out.startswith("{")
     assert out.endswith("}\n")
+
+
+@pytest.mark.parametrize("log_json", [False, True])
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_a_message_without_the_line_that_it_comes_from(capfd, log_json):
+    before = warnings.showwarning
+    with errors_as_messages(debug=False, unusable=(), log_json=log_json):
+        warnings.warn("1 of 2 stacks\x1b[2J is short", UserWarning, stacklevel=1)
+    assert warnings.showwarning is before
+    said = capfd.readouterr().err
+    if log_json:
+        event = json.loads(said)
+        assert (event["event"], event["text"]) == ("warning", "1 of 2 stacks\x1b[2J is short")
+    else:
+        assert said == "stackyard: 1 of 2 stacks\\x1b[2J is short\n"

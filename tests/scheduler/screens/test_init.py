@@ -1,5 +1,6 @@
 """`stackyard init` writes a config that loads and finds the stacks."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,24 @@ def test_sample(inside):
     assert config.output.name == "{well}_s{site}_c{channel}"
     assert config.output.path == inside / "out"
     assert [stack.shape for stack in stacks_of(inside / "stackyard.yaml")] == [(3, 8, 8)] * 4
+
+
+def test_json(inside):
+    write_sample(inside / "plate", wells=1, sites=1, channels=2, planes=3, size=8)
+    for path in (inside / "plate").glob("*_c2.tif"):
+        path.write_bytes(b"no image")
+    assert json.loads(init("--json").stdout) == {
+        "config": "stackyard.yaml",
+        "folder": "plate",
+        "pattern": "{well}_s{site}_z{z}_c{channel}.tif",
+        "stacks": 2,
+        "unreadable": 1,
+    }
+
+
+def test_names_reach_the_terminal_without_control_codes(inside):
+    write_sample(inside / "a\x1b[2Jb", wells=1, sites=1, channels=1, planes=2, size=8)
+    assert "1 stack in a\\x1b[2Jb, pattern" in init().stdout
 
 
 @pytest.mark.parametrize(("planes", "pattern"), [(4, "embryo{number}.ome.tif"), (1, "embryo{z}.ome.tif")])

@@ -1,6 +1,8 @@
 """What a person sees of a run: a live view on a terminal, lines without control codes elsewhere."""
 
 import io
+import sys
+import types
 from dataclasses import replace
 
 import pytest
@@ -101,6 +103,19 @@ def test_lines_come_with_news_and_every_ten_seconds(status, capsys):
     assert " done: " in lines[4]
 
 
+def test_the_first_line_comes_when_a_device_has_been_looked_at(status, gpu, capsys):
+    unknown = replace(gpu, free_bytes=None, problem="not probed yet")
+    nothing = replace(status, devices=(unknown,), running=0, elapsed_s=1.0)
+    with PlainProgress() as progress:
+        progress.update(nothing)
+        assert capsys.readouterr().err == ""
+        progress.update(replace(nothing, elapsed_s=2.0, devices=(unknown, gpu)))
+        assert capsys.readouterr().err.startswith("[2.0 s] running: ")
+    with PlainProgress() as progress:
+        progress.update(replace(nothing, elapsed_s=10.0))
+        assert "not probed yet" in capsys.readouterr().err
+
+
 def test_each_remark_is_said_once_and_stays_in_view(status, capsys):
     with PlainProgress() as progress:
         for remarks in ((), ("gpu0: torch\nisn't used",), ("gpu0: torch\nisn't used", "second")):
@@ -132,3 +147,37 @@ def test_live_view_on_a_terminal_and_only_there(status):
     dumb = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
     assert isinstance(progress_on(dumb), PlainProgress)
     assert isinstance(progress_on(Console(file=io.StringIO())), PlainProgress)
+
+
+def test_a_notebook_s_cell_is_redrawn_without_widgets(status, monkeypatch):
+    """IPython's display, injected: the tests' environment has no notebook."""
+    shown: list[str] = []
+
+    class View:
+        def update(self, page: str) -> None:
+            shown.append(page)
+
+    def display(page: str, *, display_id: bool) -> View:
+        assert display_id
+        shown.append(page)
+        return View()
+
+    module = types.ModuleType("IPython.display")
+    module.HTML, module.display = str, display
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    odd = replace(status, remarks=("<script>alert(1)</script>",))
+    with progress_on(Console(force_jupyter=True)) as progress:
+        progress.update(odd)
+        progress.say("stopping")
+        progress.update(odd)
+    first, second, third, _ = shown
+    assert "starting" in first
+    assert "120/480" in second
+    assert "starting" not in second
+    assert "needs 9 GiB on gpu0" in second
+    assert "&lt;script&gt;" in second
+    assert "<script" not in second
+    assert "stopping" in third
+    assert "\x1b" not in "".join(shown)
+    assert isinstance(progress_on(Console(force_jupyter=True), quiet=True), PlainProgress)

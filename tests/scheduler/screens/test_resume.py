@@ -34,7 +34,7 @@ def ended(monkeypatch, status):
     folders: list[Path] = []
 
     def end_with(outcome: RunSummary | Exception) -> list[Path]:
-        def resume(run_dir, *, on_status, stop):
+        def resume(run_dir, *, on_status, stop, on_event):
             folders.append(run_dir)
             assert not stop.is_set()
             on_status(status)

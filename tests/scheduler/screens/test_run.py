@@ -20,6 +20,7 @@ from scheduler.execution.status import JobFailure, RunSummary
 from scheduler.images.errors import InputError, OutputError
 from scheduler.images.sample import write_sample
 from scheduler.screens import cli
+from scheduler.screens.event_lines import EventLines
 from tests.scheduler.dask_programs import wait_for
 
 CONFIG = """\
@@ -220,8 +221,8 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, config):
                 signal.sigtimedwait([], 0.05)
             process.send_signal(signal.SIGINT)
             assert "stopping" in errors.readline()
-            (status_file,) = (tmp_path / "out").glob(".stackyard/*/status.json")
-            wait_for("stopping", lambda: json.loads(status_file.read_text())["state"] == "stopping")
+            (state,) = (tmp_path / "out/.stackyard").glob("*/status.json")
+            wait_for("driver that stops", lambda: json.loads(state.read_text())["state"] == "stopping")
             (tmp_path / "signalled").touch()
             out, rest = process.communicate(timeout=60)
         finally:
@@ -236,4 +237,43 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, config):
         path
         for path in os.listdir(tmp_path / "out")
         if path not in {".stackyard", *(r.name for r in results)}
+    ]
+
+
+@pytest.mark.parametrize("options", [(), ("--quiet",), ("--json",)])
+def test_log_json_is_all_that_standard_error_holds(config, monkeypatch, status, capfd, options):
+    told = {"at": 1.5, "run": "r", "event": "job_ended", "job": "\x1b[2J\nä", "state": "failed"}
+
+    def run(_config, *, on_status, on_event, stop, **_keywords):
+        on_status(status)
+        on_event(told)
+        return FAILED
+
+    monkeypatch.setattr("scheduler.execution.run.run", run)
+    with pytest.raises(SystemExit) as ended:
+        cli.app(["run", str(config), "--log-json", *options])
+    assert ended.value.code == 1
+    out, err = capfd.readouterr()
+    assert [json.loads(line) for line in err.splitlines()] == [told]
+    assert err.isascii()
+    assert "\x1b" not in err
+    if options == ("--json",):
+        assert json.loads(out)["failed"] == 1
+    else:
+        assert ("2 jobs done" in out) == (options == ())
+
+
+def test_log_json_tells_errors_and_signals_as_events_too(config, ended, capfd):
+    ended(InputError("no such folder"))
+    for path in (config, config.with_name("gone.yaml")):
+        with pytest.raises(SystemExit) as end:
+            cli.app(["run", str(path), "--log-json"])
+        assert end.value.code == 2
+    with EventLines() as lines:
+        lines.say("stopping")
+    events = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [(event["event"], event["text"]) for event in events] == [
+        ("error", "no such folder"),
+        ("error", f"{config.with_name('gone.yaml')}: no such file"),
+        ("said", "stopping"),
     ]

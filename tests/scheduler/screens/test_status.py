@@ -127,6 +127,8 @@ def test_cancel_leaves_the_file_that_the_driver_looks_for(tmp_path, status):
     long_ago = time.time() - 3600
     os.utime(run_dir / "status.json", (long_ago, long_ago))
     assert "no news of it for 1 h 00 min" in cancel(run_dir).stdout
+    record = json.loads(cancel(run_dir, "--json").stdout)
+    assert (record.pop("age_s") >= 3600, record) == (True, {"run_dir": str(run_dir), "state": "running"})
 
 
 def test_a_run_that_has_ended_cannot_be_cancelled(tmp_path, status):

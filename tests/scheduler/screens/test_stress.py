@@ -136,6 +136,7 @@ def test_a_small_one_for_real(tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ)
     assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stderr
     record = json.loads(done.stdout)
     assert list(record)[: len(KEYS)] == KEYS
     for key in ("failed", "lost", "duplicates", "wrong_values", "reservations_left", "overcommit_bytes"):

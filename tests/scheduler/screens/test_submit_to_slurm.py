@@ -170,6 +170,8 @@ def test_a_driver_that_starts_just_then_is_asked_to_stop(run_dir, queue):
 
 def test_a_driver_is_asked_to_stop_where_slurm_can_t_be(run_dir, queue):
     queue.refusal = "there is no scancel here"
+    record = json.loads(invoke("cancel", run_dir, "--json").stdout)
+    assert (record["slurm_job"], record["state"]) == ("12", "unknown")
     result = invoke("cancel", run_dir)
     assert result.exit_code == 0
     assert "Slurm job 12 can't be cancelled here, there is no scancel here" in result.stdout
