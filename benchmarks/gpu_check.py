@@ -169,7 +169,14 @@ def child_environment(folder: Path) -> dict[str, str]:
     if not gpu_machine.installed(["stackyard"]):
         paths.append(str(_stand_in_distribution(folder)))
     paths += filter(None, [os.environ.get("PYTHONPATH")])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        # Several libraries share the GPU: these two would take most of it at their first use.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    }
 
 
 def _stand_in_distribution(folder: Path) -> Path:

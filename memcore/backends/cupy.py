@@ -98,7 +98,12 @@ class CupyBackend(Backend):
         return array
 
     def export_obstacle(self, array: Array, *, packed: bool) -> str | None:
-        return "it isn't C-contiguous" if packed and not array.flags.c_contiguous else None
+        if array.flags.c_contiguous:
+            return None
+        # torch's import aborts the process on a negative stride; DLPack counts strides in elements.
+        if any(stride < 0 or stride % array.itemsize for stride in array.strides):
+            return "it has strides that other libraries lack"
+        return "it isn't C-contiguous" if packed else None
 
     def import_device_array(self, array: Any, gpu_id: GpuId) -> Array:
         # from_dlpack hands the producer this device's current stream.

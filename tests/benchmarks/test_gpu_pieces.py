@@ -1,4 +1,4 @@
-"""The pieces of `benchmarks/gpu.py`, rehearsed on host memory: every line of them runs, and no figure is kept."""
+"""The pieces of `benchmarks/gpu.py`, rehearsed on host memory: every line runs, and no figure is kept."""
 
 import importlib
 import json

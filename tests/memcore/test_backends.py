@@ -25,6 +25,7 @@ from memcore.backends.tensorflow import TensorflowBackend
 from memcore.backends.torch import TorchBackend
 from memcore.memory_type import GpuId
 from memcore.registry import backend_of
+from tests.cuda import on_cuda
 from tests.memcore import cupy_double
 from tests.memcore.backend_contract import BackendContract, numbers
 
@@ -190,6 +191,17 @@ class TestCupyDouble(BackendContract):
         self.backend.write_host(every_other, numbers())
         self.assert_same(every_other, numbers())
 
+    def test_strides_that_would_abort_another_library_are_not_exported(self) -> None:
+        array = self.make(numbers(shape=(4, 6)))
+        with self.library.cuda.Device(1):
+            reverse, odd = array[::-1], self.make(numbers("uint8", (4, 6)))[:, :4].view("uint16")
+            turned = array.T
+        assert self.backend.export_obstacle(array, packed=True) is None
+        assert "other libraries lack" in str(self.backend.export_obstacle(reverse, packed=False))
+        assert self.backend.export_obstacle(odd, packed=False) is None
+        assert self.backend.export_obstacle(turned, packed=False) is None
+        assert self.backend.export_obstacle(turned, packed=True) == "it isn't C-contiguous"
+
     def test_work_areas_that_cudas_libraries_lack_are_out_of_memory(self) -> None:
         fft = type("CuFFTError", (RuntimeError,), {"__module__": "cupy.cuda.cufft"})
         blas = type("CUBLASError", (RuntimeError,), {"__module__": "cupy_backends.cuda.libs.cublas"})
@@ -336,10 +348,6 @@ def test_jax_that_finds_no_driver_is_unavailable_and_not_a_crash(monkeypatch: py
         backend.validate_gpu_id(0)
 
 
-def cuda_devices(name: str) -> list[GpuId]:
-    return [device.gpu_id for device in backend_of(name).devices() if device.gpu_id != "cpu"]
-
-
 class OnCuda(BackendContract):
     """The same suite for the real libraries on a CUDA device."""
 
@@ -348,9 +356,8 @@ class OnCuda(BackendContract):
 
     @pytest.fixture(autouse=True)
     def real(self) -> None:
-        required(self.name)
-        devices = cuda_devices(self.name)
-        assert devices, f"{self.name} sees no CUDA device"
+        on_cuda(self.name)
+        devices = [device.gpu_id for device in backend_of(self.name).devices() if device.kind == "gpu"]
         type(self).backend = backend_of(self.name)
         type(self).other_place = devices[1] if len(devices) > 1 else None
 
@@ -386,6 +393,7 @@ class TestJaxOnCuda(OnCuda):
 @pytest.mark.gpu
 class TestTensorflowOnCuda(OnCuda):
     name: ClassVar[str] = "tensorflow"
+    keeps_some_on_host: ClassVar[bool] = True
 
     def make(self, values: np.ndarray) -> Any:
         tensorflow = required("tensorflow")
