@@ -147,6 +147,8 @@ class Check:
         found = []
         if tests and tests["failed"]:
             found.append(f"{tests['failed']} tests failed")
+        if tests and not tests["passed"]:
+            found.append("no test has passed")
         if tests and tests["status"] not in (0, 1):
             found.append(f"the tests were not finished: {tests['state']}")
         for name, piece in self.results["benchmarks"].items():

@@ -105,9 +105,16 @@ def test_results_are_in_place_after_each_part_and_a_failed_one_loses_no_other(
         assert line in page
 
 
-def test_what_passed_ends_with_0(check: Callable[[Ran], tuple[int, dict[str, Any], str]]) -> None:
+def test_what_passed_ends_with_0_and_what_was_only_skipped_does_not(
+    check: Callable[[Ran], tuple[int, dict[str, Any], str]],
+) -> None:
+    passed = "passed"
+
     def ran(command: Command, limit_s: float, environment: Any) -> int:
-        if "pytest" not in command:
+        if "pytest" in command:
+            end = {"test": "a", "outcome": passed, "seconds": 1.5, "reason": ""}
+            Path(environment[RESULTS_VARIABLE]).write_text(json.dumps(end) + "\n")
+        else:
             result = {"state": "skipped", "reason": "it needs dask_cuda"}
             Path(command[command.index("--json") + 1]).write_text(json.dumps(result))
         return 0
@@ -115,6 +122,9 @@ def test_what_passed_ends_with_0(check: Callable[[Ran], tuple[int, dict[str, Any
     status, results, page = check(ran)
     assert (status, results["state"]) == (0, "all that could run has passed")
     assert "skipped: it needs dask_cuda" in page
+    passed = "skipped"
+    status, results, _ = check(ran)
+    assert (status, results["state"]) == (1, "no test has passed")
 
 
 def test_what_is_missing_is_named_with_its_version_and_the_way_to_bring_it(tmp_path: Path) -> None:
