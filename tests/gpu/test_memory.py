@@ -213,13 +213,18 @@ def test_the_peak_of_an_attempt_counts_every_library(gpu: GpuUnderTest) -> None:
 
     class Worker:
         device = gpu.device
+        pools = PoolSet("1MiB", {0: "4GiB"})
 
         def gpu_id(self, memory_type: str) -> int:
             return 0
 
-    with DevicePeak(Worker()) as peak:  # type: ignore[arg-type]
-        arrays = [allocate("torch", 256 * MIB), allocate("cupy", 128 * MIB)]
-        del arrays
+    pool = Worker.pools.pool("torch", 0)
+    with pool.acquire((256 * MIB,), "uint8"):  # which lies idle, and is lent again below
+        pass
+    with DevicePeak(Worker()) as peak:
+        with pool.acquire((256 * MIB,), "uint8") as lent:
+            arrays = [lent, allocate("cupy", 128 * MIB)]
+        del arrays, lent
     others = [name for name in ("jax", "pyclesperanto") if name in sys.modules]
     assert (peak.nbytes is None and others) or 384 * MIB <= (peak.nbytes or 0) < 400 * MIB
 
