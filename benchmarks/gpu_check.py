@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu, gpu_machine
-from benchmarks.gpu_pytest import RESULTS_VARIABLE
+from benchmarks.gpu_pytest import LACKING_VARIABLE, RESULTS_VARIABLE
 from benchmarks.gpu_results import read_tests, write_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +34,9 @@ TESTS_SHARE = 0.55
 TEST_LIMIT_S = 120
 PIECE_LIMIT_S = 150.0
 GRACE_S = 10.0
+FINISHED, NOT_STARTED = "finished", "could not be started"
+# pytest's exit codes; 5 is that nothing was collected.
+PYTEST_ENDS = {0: FINISHED, 1: FINISHED, 2: "interrupted", 3: "broken", 4: NOT_STARTED, 5: NOT_STARTED}
 # Without pytest-timeout its setting in pyproject.toml is an unknown one, which pytest refuses here.
 PLAIN_SETTINGS = """[pytest]
 addopts = -ra --strict-markers --import-mode=importlib
@@ -78,6 +81,7 @@ class Check:
             "missing": [*map(str, lacking), *frameworks, *(f"{name} (to compare with)" for name in peers)],
             "benchmarks": {},
         }
+        self._lacking = lacking
         requirements = [*(each.requirement for each in lacking), *frameworks, *peers]
         if requirements:
             self.results["to_bring_them"] = gpu_machine.carry_command(requirements)
@@ -112,6 +116,7 @@ class Check:
             print("gpu-check: without pytest no test is run")
             return
         told = self._folder / "tests.jsonl"
+        ends: dict[str, str] = {}
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "benchmarks.gpu_pytest"]
         command += ["-p", "no:cacheprovider", "--continue-on-collection-errors", f"--rootdir={ROOT}"]
         if self._has_timeout:
@@ -121,12 +126,18 @@ class Check:
             settings.write_text(PLAIN_SETTINGS)
             command += ["-c", str(settings)]
         began = time.monotonic()
-        status = run_bounded(
-            [*command, *marked_files()], limit_s, {**self._environment, RESULTS_VARIABLE: str(told)}
-        )
-        state = "cut short by the time limit" if status is None else f"pytest ended with {status}"
-        self.results["tests"] = {**read_tests(told), "seconds": time.monotonic() - began, "state": state}
-        self.results["tests"]["status"] = status
+        # A folder at a time: one whose fixtures can't be imported would keep the others from running.
+        for folder, files in marked_files().items():
+            left_s = began + limit_s - time.monotonic()
+            environment = {**self._environment, RESULTS_VARIABLE: str(told)}
+            if self._lacking:
+                environment[LACKING_VARIABLE] = "1"
+            status = run_bounded([*command, *files], left_s, environment) if left_s > 0 else None
+            ends[folder] = (
+                "cut short by the time limit" if status is None else PYTEST_ENDS.get(status, f"{status}")
+            )
+            self.results["tests"] = {**read_tests(told), "seconds": time.monotonic() - began, "folders": ends}
+            self._write()
 
     def _measure(self, name: str) -> dict[str, Any]:
         limit_s = min(PIECE_LIMIT_S, self._deadline - time.monotonic() - GRACE_S)
@@ -149,20 +160,25 @@ class Check:
             found.append(f"{tests['failed']} tests failed")
         if tests and not tests["passed"]:
             found.append("no test has passed")
-        if tests and tests["status"] not in (0, 1):
-            found.append(f"the tests were not finished: {tests['state']}")
+        for folder, end in (tests or {"folders": {}})["folders"].items():
+            # What its fixtures need may be what is missing, which is said already.
+            if end != FINISHED and not (end == NOT_STARTED and self._lacking):
+                found.append(f"{folder}: {end}")
         for name, piece in self.results["benchmarks"].items():
             if piece["state"] in ("failed", "not run"):
                 found.append(f"{name}: {piece['reason']}")
         return found
 
 
-def marked_files() -> list[str]:
-    """The test files with cases for a GPU: to collect the others would take longer than some of the tests."""
-    paths = sorted((ROOT / "tests").rglob("test_*.py"))
-    chosen = [path for path in paths if "mark.gpu" in path.read_text()]
-    first = [path for path in chosen if path.parent.name == "gpu"]
-    return [str(path.relative_to(ROOT)) for path in (*first, *(path for path in chosen if path not in first))]
+def marked_files() -> dict[str, list[str]]:
+    """The test files with cases for a GPU, by folder; to collect the others too would take its time."""
+    found: dict[str, list[str]] = {"tests/gpu": []}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        if "mark.gpu" in path.read_text():
+            found.setdefault(str(path.parent.relative_to(ROOT)), []).append(str(path.relative_to(ROOT)))
+    # This one has the words in it, and nothing for a GPU.
+    found.pop("tests/benchmarks", None)
+    return found
 
 
 def child_environment(folder: Path) -> dict[str, str]:

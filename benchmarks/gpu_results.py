@@ -82,7 +82,8 @@ def _tests(tests: Mapping[str, Any] | None) -> list[str]:
         "",
         f"{tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped",
     ]
-    lines[-1] += f" in {tests['seconds']:.0f} s: {tests['state']}."
+    lines[-1] += f" in {tests['seconds']:.0f} s."
+    lines += [f"- {folder}: {end}" for folder, end in tests["folders"].items()]
     if done < tests["collected"]:
         lines += [f"{tests['collected'] - done} of {tests['collected']} were not reached."]
     lines += [f"- skipped, {count} times: {reason}" for reason, count in tests["skipped_because"].items()]

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from benchmarks import gpu, gpu_check, gpu_machine
-from benchmarks.gpu_pytest import RESULTS_VARIABLE
+from benchmarks.gpu_pytest import LACKING_VARIABLE, RESULTS_VARIABLE
 from benchmarks.gpu_results import read_tests, write_results
 
 ROOT = Path(__file__).parents[2]
@@ -92,14 +92,15 @@ def test_results_are_in_place_after_each_part_and_a_failed_one_loses_no_other(
 
     status, results, page = check(ran)
     assert status == 1
-    assert [each["state"] for each in seen] == ["running"] * 3
-    assert [sorted(each["benchmarks"]) for each in seen] == [[], [], ["transfers"]]
+    assert {each["state"] for each in seen} == {"running"}
+    assert [sorted(each["benchmarks"]) for each in seen[-3:]] == [[], [], ["transfers"]]
+    assert seen[1]["tests"]["passed"] == 1
     tests = results["tests"]
     assert (tests["passed"], tests["failed"], tests["skipped"], tests["collected"]) == (1, 0, 1, 3)
-    assert tests["state"] == "cut short by the time limit"
+    assert set(tests["folders"].values()) == {"cut short by the time limit"}
     assert results["benchmarks"]["transfers"]["reason"] == "the process gave no result: exit status -11"
     assert results["benchmarks"]["pools"]["rows"] == [{"what": "ours", "ms": 0.25}]
-    assert results["state"].startswith("the tests were not finished")
+    assert results["state"].startswith("tests/gpu: cut short by the time limit; ")
     assert page.startswith("# Stackyard on NVIDIA H100 80GB HBM3\n")
     for line in ("1 of 3 were not reached.", "- skipped, 1 times: needs cupy", "| ours | 0.25 |"):
         assert line in page
@@ -223,14 +224,49 @@ def test_the_plugin_writes_down_every_test_and_why_it_did_not_pass(tmp_path: Pat
     reasons = " ".join(each["reason"] for each in tests["failures"])
     for said in ("assert 1 == 2", "no device", "no_such_module"):
         assert said in reasons
+    # Where something is known to be missing, that it can't be imported is no failure.
+    told.unlink()
+    environment[LACKING_VARIABLE] = "1"
+    subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False, timeout=120)
+    tests = read_tests(told)
+    assert tests["failed"] == 2
+    assert tests["skipped_because"] == {"needs cupy": 1, "needs no_such_module": 1}
 
 
 def test_the_files_with_cases_for_a_gpu_are_found() -> None:
     files = gpu_check.marked_files()
-    assert files[0].startswith("tests/gpu/")
-    assert "tests/memcore/test_backends.py" in files
-    assert "tests/scheduler/steps/test_agreement.py" in files
-    assert "tests/memcore/test_errors.py" not in files
+    assert next(iter(files)) == "tests/gpu"
+    assert "tests/memcore/test_backends.py" in files["tests/memcore"]
+    assert "tests/scheduler/steps/test_agreement.py" in files["tests/scheduler/steps"]
+    assert "tests/memcore/test_errors.py" not in files["tests/memcore"]
+
+
+def test_fixtures_that_need_what_is_missing_keep_no_other_folder_from_running(
+    check: Callable[[Ran], tuple[int, dict[str, Any], str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = [gpu_machine.Missing("psutil>=6", "")]
+    monkeypatch.setattr(gpu_check.gpu_machine, "missing_dependencies", lambda: lacking)
+
+    def ran(command: Command, limit_s: float, environment: Any) -> int:
+        if "pytest" not in command:
+            Path(command[command.index("--json") + 1]).write_text('{"state": "skipped", "reason": "psutil"}')
+            return 0
+        if any(argument.startswith("tests/gpu/scheduler/") for argument in command):
+            return 4
+        assert (LACKING_VARIABLE in environment) == bool(lacking)
+        end = {"test": command[-1], "outcome": "passed", "seconds": 1.5, "reason": ""}
+        with Path(environment[RESULTS_VARIABLE]).open("a") as file:
+            file.write(json.dumps(end) + "\n")
+        return 0
+
+    status, results, page = check(ran)
+    assert (status, results["state"]) == (0, "all that could run has passed")
+    assert results["tests"]["folders"]["tests/gpu/scheduler"] == "could not be started"
+    assert results["tests"]["folders"]["tests/memcore"] == "finished"
+    assert "psutil>=6 (not installed)" in page
+    lacking.clear()
+    status, results, _ = check(ran)
+    assert (status, results["state"]) == (1, "tests/gpu/scheduler: could not be started")
 
 
 def test_a_reason_of_several_lines_keeps_its_table_whole(tmp_path: Path) -> None:

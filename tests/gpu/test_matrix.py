@@ -13,8 +13,7 @@ import pytest
 from memcore.registry import backend_of
 from tests.cuda import cuda_libraries
 from tests.gpu.matrix_cases import Case, Place, all_cases, expected_error
-from tests.memcore.matrix_cases import DTYPES
-from tests.memcore.test_matrix import REMEDY
+from tests.memcore.matrix_cases import DTYPES, REMEDY
 
 ROOT = Path(__file__).parents[2]
 MOST_ABORTS = 5

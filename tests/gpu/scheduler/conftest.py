@@ -7,7 +7,7 @@ import pytest
 
 from pools.oom import loaded_backends
 from scheduler.host.nvml import NvmlProbe
-from tests.gpu.nvml import GpuUnderTest
+from tests.gpu.scheduler.nvml import GpuUnderTest
 from tests.scheduler.execution.conftest import (  # noqa: F401  fixtures of the runs here too
     _own_estimates,
     _own_modules,

@@ -17,10 +17,10 @@ from scheduler.execution.peaks import DevicePeak
 from scheduler.host.probes import discover
 from scheduler.host.reservations import Denial, Grant, Reservations
 from tests.cuda import on_cuda
-from tests.gpu.nvml import GIB, MIB, GpuUnderTest, hog
+from tests.gpu.scheduler.nvml import GIB, MIB, GpuUnderTest, hog
 
 pytestmark = pytest.mark.gpu
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BOTH = pytest.mark.parametrize("name", ["torch", "cupy"])
 
 

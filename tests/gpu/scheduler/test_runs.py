@@ -14,10 +14,10 @@ import tifffile
 
 from scheduler import run
 from tests.cuda import cuda_libraries, on_cuda
-from tests.gpu.nvml import GIB, MIB, GpuUnderTest, hog
+from tests.gpu.scheduler.nvml import GIB, MIB, GpuUnderTest, hog
 from tests.scheduler.execution.tiny_runs import MakeConfig, decided, outcomes, stacks, step_config, tried
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LIMIT_S = 110
 REHEARSE = os.environ.get("STACKYARD_GPU_REHEARSAL") == "1"
 ONE_GPU: Mapping[str, Any] = {"gpus": {"virtual": ["2GiB"]}} if REHEARSE else {"gpus": [0]}
