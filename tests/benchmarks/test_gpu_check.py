@@ -51,19 +51,18 @@ def test_the_check_and_the_list_of_pieces_need_the_standard_library_alone() -> N
 
 Command = list[str]
 Ran = Callable[[Command, float, Any], int | None]
+Check = Callable[..., tuple[int, dict[str, Any], str]]
 
 
 @pytest.fixture
-def check(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Ran], tuple[int, dict[str, Any], str]]:
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     """Check a pretended H100; what would be run as a process is given to a function instead."""
     monkeypatch.setattr(gpu_check.gpu_machine, "find_gpus", lambda: ((H100,), ""))
     monkeypatch.setattr(gpu, "PIECES", {"transfers": "", "pools": ""})
 
-    def run(ran: Ran) -> tuple[int, dict[str, Any], str]:
+    def run(ran: Ran, *options: str) -> tuple[int, dict[str, Any], str]:
         monkeypatch.setattr(gpu_check, "run_bounded", ran)
-        status = gpu_check.main(["--out", str(tmp_path), "--minutes", "5"])
+        status = gpu_check.main(["--out", str(tmp_path), "--minutes", "5", *options])
         path = tmp_path / "gpu-nvidia-h100-80gb-hbm3.json"
         return status, json.loads(path.read_text()), path.with_suffix(".md").read_text()
 
@@ -71,7 +70,7 @@ def check(
 
 
 def test_results_are_in_place_after_each_part_and_a_failed_one_loses_no_other(
-    tmp_path: Path, check: Callable[[Ran], tuple[int, dict[str, Any], str]]
+    tmp_path: Path, check: Check
 ) -> None:
     seen: list[dict[str, Any]] = []
 
@@ -107,7 +106,7 @@ def test_results_are_in_place_after_each_part_and_a_failed_one_loses_no_other(
 
 
 def test_what_passed_ends_with_0_and_what_was_only_skipped_does_not(
-    check: Callable[[Ran], tuple[int, dict[str, Any], str]],
+    check: Check,
 ) -> None:
     passed = "passed"
 
@@ -126,6 +125,29 @@ def test_what_passed_ends_with_0_and_what_was_only_skipped_does_not(
     passed = "skipped"
     status, results, _ = check(ran)
     assert (status, results["state"]) == (1, "no test has passed")
+
+
+def test_one_half_keeps_the_results_of_the_other(check: Check) -> None:
+    ran_last: list[Command] = []
+
+    def ran(command: Command, limit_s: float, environment: Any) -> int:
+        ran_last.append(command)
+        if "pytest" in command:
+            end = {"test": "a", "outcome": "passed", "seconds": 1.5, "reason": ""}
+            Path(environment[RESULTS_VARIABLE]).write_text(json.dumps(end) + "\n")
+        else:
+            result = {"state": "skipped", "reason": "it needs dask_cuda"}
+            Path(command[command.index("--json") + 1]).write_text(json.dumps(result))
+        return 0
+
+    _, both, _ = check(ran)
+    for half in ("tests", "benchmarks"):
+        ran_last.clear()
+        status, results, _ = check(ran, "--only", half)
+        assert {"pytest" in command for command in ran_last} == {half == "tests"}
+        assert status == 0
+        assert results["tests"]["passed"] == 1
+        assert results["benchmarks"] == both["benchmarks"]
 
 
 def test_what_is_missing_is_named_with_its_version_and_the_way_to_bring_it(tmp_path: Path) -> None:
@@ -242,7 +264,7 @@ def test_the_files_with_cases_for_a_gpu_are_found() -> None:
 
 
 def test_fixtures_that_need_what_is_missing_keep_no_other_folder_from_running(
-    check: Callable[[Ran], tuple[int, dict[str, Any], str]], monkeypatch: pytest.MonkeyPatch
+    check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lacking = [gpu_machine.Missing("psutil>=6", "")]
     monkeypatch.setattr(gpu_check.gpu_machine, "missing_dependencies", lambda: lacking)

@@ -17,7 +17,7 @@ from tests.memcore.matrix_cases import DTYPES, REMEDY
 
 ROOT = Path(__file__).parents[2]
 MOST_ABORTS = 5
-DEADLINE_S = 240
+DEADLINE_S = 170
 
 
 def answers(
