@@ -7,7 +7,7 @@ CUDA_MAJOR := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: \([0-9]
 EXTRAS ?= $(if $(filter 12,$(CUDA_MAJOR)),cupy-cuda12,$(if $(filter-out 9 10 11,$(CUDA_MAJOR)),cupy-cuda13,))
 SAMPLE := data/sample
 
-.PHONY: run test lint types layers pytest clean
+.PHONY: run test lint types layers pytest gpu-check clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run $(SAMPLE)/.complete
@@ -27,6 +27,10 @@ layers: $(VENV)/.test
 # Most of the tests' time is waiting: for processes to start, to die, to be missed.
 pytest: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup
+
+# With the Python at hand and what it has: a machine with a GPU may have no network. See benchmarks/gpu_check.py.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check $(GPU_CHECK)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stackyard needs Python 3.11 or newer")'

@@ -52,6 +52,8 @@ class Backend(ABC):
     device_memory: ClassVar[str | None] = None
     # Importing device memory makes the library's current stream wait for the producer's work.
     imports_in_stream_order: ClassVar[bool] = True
+    # Device memory of others may have any strides.
+    imports_strides: ClassVar[bool] = True
     # dtypes that the library holds exactly, by name.
     dtypes: ClassVar[frozenset[str]] = frozenset(ITEM_SIZES)
 
@@ -207,6 +209,13 @@ class Backend(ABC):
     @abstractmethod
     def from_host(self, view: NDArray[Any], gpu_id: GpuId) -> Array:
         """A new array with memory of its own, ready on the current stream; `view` may be reused at once."""
+
+    def export_obstacle(self, array: Array, *, packed: bool) -> str | None:  # noqa: ARG002
+        """Why another library can't look at the array's device memory as it is, else None.
+
+        `packed`: it looks at C-contiguous memory only.
+        """
+        return None
 
     def export_device_array(self, array: Array) -> Any:
         """The array with a `__dlpack__` that orders the consumer's stream after the array's own work."""

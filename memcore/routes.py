@@ -48,7 +48,8 @@ def choose_way(
     origin = source.device_of(data)
     if source.in_host_memory(origin):
         return _UPLOAD, data, "host memory is written to the device"
-    way, reason = _choose_between_devices(source, target, origin, place, copy)
+    obstacle = source.export_obstacle(data, packed=not target.imports_strides)
+    way, reason = _choose_between_devices(source, target, origin, place, copy, obstacle)
     return way, data, reason
 
 
@@ -83,7 +84,12 @@ def _choose_within(data: Array, source: Backend, place: GpuId, copy: bool | None
 
 
 def _choose_between_devices(
-    source: Backend, target: Backend, origin: GpuId, place: GpuId, copy: bool | None
+    source: Backend,
+    target: Backend,
+    origin: GpuId,
+    place: GpuId,
+    copy: bool | None,
+    obstacle: str | None = None,
 ) -> tuple[Way, str]:
     if not source.shares_with(target, "gpu"):
         return _ROUND_TRIP, f"{source.memory_type} and {target.memory_type} share no device memory"
@@ -92,8 +98,11 @@ def _choose_between_devices(
         return _ROUND_TRIP, "the libraries don't tell whether their devices are the same one"
     if here != there:
         if source.physical_id(place) == there:
-            return _MOVE_BORROW, f"it is {place_text(origin)}"
+            alike = source.immutable == target.immutable and obstacle is None
+            return (_MOVE_BORROW if alike else _MOVE_BORROW_COPY), f"it is {place_text(origin)}"
         return _ROUND_TRIP, "the libraries number these devices differently"
+    if obstacle is not None:
+        return _PACK_BORROW_COPY, obstacle
     if copy is True:
         return _BORROW_COPY, "copy=True never shares memory"
     if copy is None and target.immutable and not source.immutable:
@@ -152,9 +161,12 @@ def _move(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:
 
 
 def _borrow(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:
+    origin = source.device_of(data)
     if not target.imports_in_stream_order:
-        source.synchronize(source.device_of(data))
-    return target.import_device_array(source.export_device_array(data), place)
+        source.synchronize(origin)
+    # torch exports only what is on the current device.
+    with source.entered(origin):
+        return target.import_device_array(source.export_device_array(data), place)
 
 
 def _borrow_and_copy(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:
@@ -164,8 +176,17 @@ def _borrow_and_copy(data: Array, source: Backend, target: Backend, place: GpuId
     return twin
 
 
+def _pack_and_copy(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:
+    # Copied where it is first, which gives up strides and lazy values.
+    return _borrow_and_copy(source.duplicate(data), source, target, place)
+
+
 def _move_and_borrow(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:
     return _borrow(source.move(data, place), source, target, place)
+
+
+def _move_and_copy(data: Array, source: Backend, target: Backend, place: GpuId) -> Array:
+    return _pack_and_copy(source.move(data, place), source, target, place)
 
 
 _IDENTITY = Way(Route.IDENTITY, 0, _keep)
@@ -176,7 +197,9 @@ _UPLOAD = Way(Route.DEVICE_COPY, 1, _upload)
 _MOVE = Way(Route.DEVICE_COPY, 1, _move)
 _BORROW = Way(Route.ZERO_COPY, 0, _borrow)
 _BORROW_COPY = Way(Route.DEVICE_COPY, 1, _borrow_and_copy)
+_PACK_BORROW_COPY = Way(Route.DEVICE_COPY, 2, _pack_and_copy)
 _MOVE_BORROW = Way(Route.DEVICE_COPY, 1, _move_and_borrow)
+_MOVE_BORROW_COPY = Way(Route.DEVICE_COPY, 3, _move_and_copy)
 _DOWNLOAD = Way(Route.HOST_ROUND_TRIP, 1, _download, through_host=True)
 _DOWNLOAD_AND_COPY = Way(Route.HOST_ROUND_TRIP, 2, _upload, through_host=True)
 _ROUND_TRIP = Way(Route.HOST_ROUND_TRIP, 2, _upload, through_host=True)

@@ -31,7 +31,8 @@ class DeviceStore(Store):
 
     def allocate(self, nbytes: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Block:  # noqa: ARG002
         memory = self._backend.empty((nbytes,), "uint8", self._gpu_id)
-        address, self._device = address_and_device(memory)
+        with self._backend.entered(self._gpu_id):  # torch exports only what is on the current device
+            address, self._device = address_and_device(memory)
         # the framework's own allocator takes memory back in the order of the stream that it gave it on
         return Block(nbytes, address, (memory, self._backend.current_stream(self._gpu_id)))
 

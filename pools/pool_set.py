@@ -140,6 +140,10 @@ class PoolSet:
         """The bytes free on the device, as a probe sees them, and those that `reclaim` could add."""
         return free + self.memory(device).reclaimable
 
+    def trim(self, device: GpuId) -> int:
+        """Free every idle buffer of a device, into its framework's cache if it has one; how many bytes."""
+        return sum(pool.trim() for pool in self._on(device))
+
     def reclaim(self, device: GpuId, nbytes: int) -> int:
         """Give back `nbytes` of a device, or what there is, from idle buffers and every framework's cache.
 

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+# Several libraries share a GPU here: JAX and TensorFlow would take most of it at their first use.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+
 # PoCL's LLVM crashes the process if it is loaded after TensorFlow's; loaded before it works.
 with contextlib.suppress(ImportError):
     import pyclesperanto  # noqa: F401

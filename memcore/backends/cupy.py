@@ -97,6 +97,14 @@ class CupyBackend(Backend):
             self.write_host(array, view)
         return array
 
+    def export_obstacle(self, array: Array, *, packed: bool) -> str | None:
+        if array.flags.c_contiguous:
+            return None
+        # torch's import aborts the process on a negative stride; DLPack counts strides in elements.
+        if any(stride < 0 or stride % array.itemsize for stride in array.strides):
+            return "it has strides that other libraries lack"
+        return "it isn't C-contiguous" if packed else None
+
     def import_device_array(self, array: Any, gpu_id: GpuId) -> Array:
         # from_dlpack hands the producer this device's current stream.
         with self.entered(gpu_id):
@@ -116,7 +124,12 @@ class CupyBackend(Backend):
 
     def write_host(self, destination: Array, source: NDArray[Any]) -> None:
         with self.entered(self.device_of(destination)):
-            destination.set(np.ascontiguousarray(source))
+            # set() takes no destination with gaps. (ascontiguousarray would give a scalar a dimension.)
+            packed = destination.flags.c_contiguous
+            whole = destination if packed else self.library.empty(source.shape, source.dtype)
+            whole.set(np.asarray(source, order="C"))
+            if not packed:
+                self.library.copyto(destination, whole)
             # set() is asynchronous and keeps no reference to its source, which may be pinned memory.
             self.library.cuda.get_current_stream().synchronize()
 
@@ -182,6 +195,9 @@ class CupyBackend(Backend):
         # Every CUDA failure has this type: only one of its codes is about memory.
         if type(error) is cupy.cuda.runtime.CUDARuntimeError:
             return getattr(error, "status", None) == CUDA_OUT_OF_MEMORY
+        # Its wrappers of CUDA's libraries, which take work areas of their own, put the code into the text.
+        if type(error).__module__.startswith(("cupy_backends.cuda.libs", "cupy.cuda.cufft")):
+            return "_ALLOC_FAILED" in str(error)
         return super().is_oom(error)
 
     def entered(self, place: GpuId) -> Any:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from memcore.backend import Backend, numpy_dtype, numpy_dtype_name
 from memcore.backends.cuda_address import pci_address
+from memcore.errors import BackendUnavailableError
 from memcore.host import ALIGNMENT, address_of, aligned_empty
 from memcore.info import DeviceInfo, MemoryHeld
 from memcore.memory_type import Array, GpuId, MemoryType
@@ -33,6 +34,7 @@ class JaxBackend(Backend):
     device_memory: ClassVar[str | None] = "cuda"
     type_roots: ClassVar[tuple[str, ...]] = ("jax", "jaxlib")
     immutable: ClassVar[bool] = True
+    imports_strides: ClassVar[bool] = False
     keeps_read_only: ClassVar[bool] = True
 
     def is_array_type(self, cls: type) -> bool:
@@ -194,7 +196,10 @@ class JaxBackend(Backend):
         return len(self.library.devices("cpu")) > 1 and not self._accelerators()
 
     def _accelerators(self) -> list[Any]:
-        devices = self.library.local_devices()
+        try:
+            devices = self.library.local_devices()
+        except RuntimeError as error:  # a CUDA plugin that finds no driver, or one too old for it
+            raise BackendUnavailableError(f"jax can't be used: {error}") from error
         return [d for d in devices if d.platform != "cpu"]
 
     def _device(self, gpu_id: GpuId) -> Any:

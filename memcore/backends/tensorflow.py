@@ -45,6 +45,7 @@ class TensorflowBackend(Backend):
     type_roots: ClassVar[tuple[str, ...]] = ("tensorflow", "keras")
     immutable: ClassVar[bool] = True
     imports_in_stream_order: ClassVar[bool] = False
+    imports_strides: ClassVar[bool] = False
     keeps_read_only: ClassVar[bool] = True
 
     def is_array_type(self, cls: type) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,13 @@ from memcore.info import DeviceInfo, MemoryHeld
 from memcore.memory_type import Array, GpuId, MemoryType
 
 CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+# CUDA's libraries take their handles and work areas from the driver, beside torch's allocator.
+SIGNED_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUFFT_ALLOC_FAILED",
+)
 
 
 class TorchBackend(Backend):
@@ -129,10 +137,21 @@ class TorchBackend(Backend):
         return lent.view(self.library.bfloat16) if bfloat16 else lent
 
     def from_host(self, view: NDArray[Any], gpu_id: GpuId) -> Array:
+        if gpu_id != "cpu" and self.lend_obstacle(view) is None and view.flags.c_contiguous:
+            # It comes back when the source has been read.
+            return self.lend(view, "cpu").to(_device(gpu_id))
         fresh = aligned_empty(view.shape, view.dtype)
         np.copyto(fresh, view, casting="no")
         lent = self.lend(fresh, "cpu")
         return lent if gpu_id == "cpu" else lent.to(_device(gpu_id))
+
+    def export_obstacle(self, array: Array, *, packed: bool) -> str | None:
+        # torch refuses to export a conjugate view, and exports a negative one without its sign.
+        if array.is_conj() or array.is_neg():
+            return "its values are lazy and the copy carries them out"
+        if packed and not array.is_contiguous():
+            return "it isn't C-contiguous"
+        return None
 
     def import_device_array(self, array: Any, gpu_id: GpuId) -> Array:
         # from_dlpack hands the producer this device's current stream.
@@ -204,10 +223,17 @@ class TorchBackend(Backend):
 
     def _check_cuda(self, status: Any, nbytes: int) -> None:
         code = int(status)
+        if code:
+            self._forget_error()
         if code == CUDA_OUT_OF_MEMORY:
             raise MemoryError(f"CUDA has no {nbytes} bytes of host memory to pin")
         if code:
             raise DeviceError(f"pinning host memory failed with CUDA error {code}")
+
+    def _forget_error(self) -> None:
+        """Launch a kernel, which reports the call that has failed, so that no step's kernel does."""
+        with contextlib.suppress(RuntimeError):
+            self.library.zeros(1, device="cuda").add_(1)
 
     def is_oom(self, error: BaseException) -> bool:
         torch = sys.modules.get("torch")
@@ -217,9 +243,9 @@ class TorchBackend(Backend):
             return True
         if type(error) is getattr(torch, "AcceleratorError", None):
             return getattr(error, "error_code", None) == CUDA_OUT_OF_MEMORY
-        # The CPU allocator has no type of its own: a RuntimeError that it signs.
+        # The CPU allocator and CUDA's libraries have no types of their own: a RuntimeError that they sign.
         return (
-            type(error) is RuntimeError and "DefaultCPUAllocator: can't allocate memory" in str(error)
+            type(error) is RuntimeError and any(signed in str(error) for signed in SIGNED_OUT_OF_MEMORY)
         ) or super().is_oom(error)
 
     def entered(self, place: GpuId) -> Any:

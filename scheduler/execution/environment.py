@@ -56,8 +56,16 @@ def worker_environment(device: Device, *, threads: int, virtual_devices: int = 0
         "JAX_PLATFORMS": "cuda,cpu" if on_gpu else "cpu",
         "XLA_FLAGS": " ".join(filter(None, xla_flags)),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "XLA_CLIENT_MEM_FRACTION": "0.75",
+        "XLA_CLIENT_MEM_FRACTION": _xla_memory_fraction(),
+        # The older name of the same: JAX refuses to start with both.
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "TF_CPP_MIN_LOG_LEVEL": "2",
         **thread_environment(threads),
     }
+
+
+def _xla_memory_fraction() -> str:
+    """What the user has bounded JAX to, or a share that leaves others some room."""
+    names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+    return next(filter(None, map(os.environ.get, names)), "0.75")

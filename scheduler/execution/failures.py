@@ -41,8 +41,8 @@ def why_broken(state: WorkerState, memory_types: Iterable[str]) -> str:
             continue
         backend, place = backend_of(memory_type), state.gpu_id(memory_type)
         try:
-            backend.from_host(np.zeros((1, 1, 1), np.uint8), place)
-            backend.synchronize(place)
+            # Read back: JAX works asynchronously, and tells of a failure only whoever wants the values.
+            backend.to_host(backend.from_host(np.zeros((1, 1, 1), np.uint8), place))
         except Exception as error:  # noqa: BLE001  each library has its own
             if not is_oom(error):
                 return (

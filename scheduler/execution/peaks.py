@@ -12,12 +12,15 @@ import psutil
 from memcore import BackendUnavailableError, DeviceError
 from memcore.backend import Backend
 from memcore.memory_type import GpuId
+from pools import PoolSet
 from pools.oom import loaded_backends
 from scheduler.core.model import Device, DeviceKind
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
 RESET_PEAK_RSS = "5"
+# A worker of a GPU calls it so, whatever it is called elsewhere.
+OWN_DEVICE = 0
 
 
 class HostPeak:
@@ -59,10 +62,13 @@ class HostPeak:
 
 
 class Place(Protocol):
-    """A worker process: its device, and by which number a library knows that."""
+    """A worker process: its device, its pools there, and by which number a library knows it."""
 
     @property
     def device(self) -> Device: ...
+
+    @property
+    def pools(self) -> PoolSet: ...
 
     def gpu_id(self, memory_type: str) -> GpuId: ...
 
@@ -92,11 +98,11 @@ class DevicePeak:
         self._ended: dict[str, Callable[[], int | None]] = {}
 
     def __enter__(self) -> Self:
-        self._ended = (
-            {}
-            if self._unknown
-            else {backend.memory_type: backend.measure_peak(place) for backend, place in self._counting()}
-        )
+        self._ended = {}
+        if not self._unknown:
+            # What pools lend again no library sees: from its cache it is taken as cheaply, and counted.
+            self._worker.pools.trim(OWN_DEVICE)
+            self._ended = {each.memory_type: each.measure_peak(place) for each, place in self._counting()}
         return self
 
     def __exit__(

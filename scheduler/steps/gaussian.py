@@ -88,7 +88,7 @@ def gaussian(stack: NDArray[Any], *, sigma: Sigma) -> NDArray[Any]:
 
 @gaussian.register("cupy", workspace=_one_more)
 def gaussian_cupy(stack: Any, *, sigma: Sigma) -> Any:
-    """`gaussian` by cupyx.scipy.ndimage, in double precision inside each sum."""
+    """`gaussian` by cupyx.scipy.ndimage, which sums in the dtype of the result."""
     import cupy
 
     kernels, dtype = gaussian_kernels(sigma), float_dtype("gaussian", stack.dtype)

@@ -52,6 +52,10 @@ class ndarray(np.ndarray):
 
     def set(self, source: np.ndarray) -> None:
         _check(self)
+        if self.shape != source.shape:
+            raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {source.shape}")
+        if not self.flags.c_contiguous:
+            raise RuntimeError("Cannot set to non-contiguous array")
         assert source.flags.c_contiguous
         POOL.pending.append((self.view(np.ndarray), source))
 

@@ -6,6 +6,7 @@ Results are read with each library's own means, not with memcore's.
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,11 @@ WIDE = {"uint64", "int64", "float64", "complex128"}
 OPENCL = {"uint8", "uint16", "uint32", "int8", "int16", "int32", "float32"}
 MEANINGFUL = {"subclass", "masked", "sparse", "tracer"}
 
+# What a user can do about it, in the words of the errors.
+REMEDY = re.compile(
+    r"\b(call|pass|take|use|set|choose|convert it|convert outside|reshape|leave it out|leave the|decide|"
+    r"read its value|make it|gather)\b"
+)
 
 @dataclass(frozen=True)
 class Case:

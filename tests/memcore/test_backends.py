@@ -10,7 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from memcore import BackendUnavailableError, backend_status, convert_memory, move_to_device, registry
+from memcore import (
+    BackendUnavailableError,
+    DeviceError,
+    backend_status,
+    convert_memory,
+    move_to_device,
+    registry,
+)
 from memcore.backend import Backend
 from memcore.backends.cupy import CupyBackend
 from memcore.backends.jax import JaxBackend
@@ -18,6 +25,7 @@ from memcore.backends.tensorflow import TensorflowBackend
 from memcore.backends.torch import TorchBackend
 from memcore.memory_type import GpuId
 from memcore.registry import backend_of
+from tests.cuda import on_cuda
 from tests.memcore import cupy_double
 from tests.memcore.backend_contract import BackendContract, numbers
 
@@ -169,6 +177,39 @@ class TestCupyDouble(BackendContract):
         assert self.backend.device_of(self.backend.move(array, 0)) == 0
         assert waited == [1, 0]
 
+    def test_a_scalar_is_uploaded_without_a_dimension_more(self) -> None:
+        # ascontiguousarray makes one of it, and set() refuses another shape.
+        array = self.backend.from_host(np.array(7, "uint16"), 1)
+        assert array.shape == ()
+        self.assert_same(array, np.array(7, "uint16"))
+
+    def test_a_destination_with_gaps_is_filled(self) -> None:
+        # set() refuses one.
+        whole = self.backend.empty((2, 3, 10), "uint16", 1)
+        with self.library.cuda.Device(1):
+            every_other = whole[:, :, ::2]
+        self.backend.write_host(every_other, numbers())
+        self.assert_same(every_other, numbers())
+
+    def test_strides_that_would_abort_another_library_are_not_exported(self) -> None:
+        array = self.make(numbers(shape=(4, 6)))
+        with self.library.cuda.Device(1):
+            reverse, odd = array[::-1], self.make(numbers("uint8", (4, 6)))[:, :4].view("uint16")
+            turned = array.T
+        assert self.backend.export_obstacle(array, packed=True) is None
+        assert "other libraries lack" in str(self.backend.export_obstacle(reverse, packed=False))
+        assert self.backend.export_obstacle(odd, packed=False) is None
+        assert self.backend.export_obstacle(turned, packed=False) is None
+        assert self.backend.export_obstacle(turned, packed=True) == "it isn't C-contiguous"
+
+    def test_work_areas_that_cudas_libraries_lack_are_out_of_memory(self) -> None:
+        fft = type("CuFFTError", (RuntimeError,), {"__module__": "cupy.cuda.cufft"})
+        blas = type("CUBLASError", (RuntimeError,), {"__module__": "cupy_backends.cuda.libs.cublas"})
+        assert self.backend.is_oom(fft("CUFFT_ALLOC_FAILED"))
+        assert self.backend.is_oom(blas("CUBLAS_STATUS_ALLOC_FAILED"))
+        assert not self.backend.is_oom(fft("CUFFT_EXEC_FAILED"))
+        assert not self.backend.is_oom(RuntimeError("CUFFT_ALLOC_FAILED"))
+
     def test_the_source_of_an_upload_may_be_reused_at_once(self) -> None:
         # set() is asynchronous and keeps no reference: without a synchronize the zeros would arrive.
         source = np.arange(6, dtype=np.uint16).reshape(1, 2, 3)
@@ -260,8 +301,51 @@ def test_jaxs_peak_is_known_where_it_is_the_highest_so_far(
     assert ended() == expected
 
 
-def cuda_devices(name: str) -> list[GpuId]:
-    return [device.gpu_id for device in backend_of(name).devices() if device.gpu_id != "cpu"]
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("cuFFT error: CUFFT_ALLOC_FAILED", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", False),
+    ],
+)
+def test_torch_tells_by_text_what_cudas_libraries_lack(text: str, expected: bool) -> None:
+    required("torch")
+    assert TorchBackend().is_oom(RuntimeError(text)) is expected
+
+
+@pytest.mark.parametrize(("status", "kind"), [(2, MemoryError), (712, DeviceError)])
+def test_torch_forgets_a_failure_to_pin_before_the_next_kernel(
+    monkeypatch: pytest.MonkeyPatch, status: int, kind: type[Exception]
+) -> None:
+    # CUDA keeps the error of a failed call, and the next kernel launch of any step would raise it.
+    kept: list[int] = []
+
+    def register(*_: object) -> int:
+        kept.append(status)
+        return status
+
+    def zeros(*_: object, **__: object) -> None:
+        if kept:
+            raise RuntimeError(f"CUDA error {kept.pop()}")
+
+    cuda = SimpleNamespace(cudart=lambda: SimpleNamespace(cudaHostRegister=register))
+    backend = TorchBackend()
+    monkeypatch.setattr(backend, "_library", SimpleNamespace(cuda=cuda, zeros=zeros))
+    with pytest.raises(kind, match="pin"):
+        backend.pin(4096, 4096)
+    assert not kept
+
+
+def test_jax_that_finds_no_driver_is_unavailable_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver() -> None:
+        raise RuntimeError("Unable to initialize backend 'cuda': no supported devices found")
+
+    backend = JaxBackend()
+    monkeypatch.setattr(backend, "_library", SimpleNamespace(local_devices=no_driver))
+    with pytest.raises(BackendUnavailableError, match="jax can't be used: Unable to initialize"):
+        backend.validate_gpu_id(0)
 
 
 class OnCuda(BackendContract):
@@ -272,9 +356,8 @@ class OnCuda(BackendContract):
 
     @pytest.fixture(autouse=True)
     def real(self) -> None:
-        required(self.name)
-        devices = cuda_devices(self.name)
-        assert devices, f"{self.name} sees no CUDA device"
+        on_cuda(self.name)
+        devices = [device.gpu_id for device in backend_of(self.name).devices() if device.kind == "gpu"]
         type(self).backend = backend_of(self.name)
         type(self).other_place = devices[1] if len(devices) > 1 else None
 
@@ -310,6 +393,7 @@ class TestJaxOnCuda(OnCuda):
 @pytest.mark.gpu
 class TestTensorflowOnCuda(OnCuda):
     name: ClassVar[str] = "tensorflow"
+    keeps_some_on_host: ClassVar[bool] = True
 
     def make(self, values: np.ndarray) -> Any:
         tensorflow = required("tensorflow")

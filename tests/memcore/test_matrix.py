@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -17,12 +16,6 @@ from tests.memcore import matrix_cases
 
 CHILD = Path(__file__).with_name("matrix_child.py")
 CASES = matrix_cases.all_cases()
-
-# What a user can do about it, in the words of the errors.
-REMEDY = re.compile(
-    r"\b(call|pass|take|use|set|choose|convert it|convert outside|reshape|leave it out|leave the|decide|"
-    r"read its value|make it|gather)\b"
-)
 
 # Only the child process imports the libraries.
 for name in matrix_cases.TYPES:
@@ -86,7 +79,7 @@ def verdict(case: matrix_cases.Case, answer: dict[str, Any], x64: bool) -> str |
     if kind == "absent" or (kind == "exact" and expected is None):
         return None
     if kind == "refused":
-        if not REMEDY.search(answer["text"]):
+        if not matrix_cases.REMEDY.search(answer["text"]):
             return f"names no remedy: {answer['text']}"
         if answer["error"] == expected:
             return None

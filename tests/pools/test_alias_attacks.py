@@ -14,6 +14,7 @@ from pools import ArrayPool, PoolSet
 from pools.block import Block
 from pools.host_store import HostStore
 from pools.store import Released
+from tests.cuda import on_cuda
 
 SHAPE = (4, 8, 16)
 DTYPE = np.float32
@@ -444,7 +445,7 @@ class TestPyclesperanto:
     ],
 )
 def test_no_live_alias_on_a_gpu_sees_a_change(memory_type: str, make_alias: Callable[[Any], Any]) -> None:
-    pytest.importorskip(memory_type, reason=f"needs {memory_type}")
+    on_cuda(memory_type)
     pool = PoolSet("1MiB", {0: "64MiB"}).pool(memory_type, 0)
     with pool.acquire(SHAPE, "float32") as array:
         array[...] = 7

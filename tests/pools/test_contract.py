@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pools import PoolSet
+from tests.cuda import on_cuda
 from tests.pools.contract import PoolContract
 
 
@@ -84,8 +85,14 @@ class TestPyclesperantoPool(DevicePoolContract):
         return array.get()
 
 
+class CudaPoolContract(DevicePoolContract):
+    def pools(self, limit: int) -> PoolSet:
+        on_cuda(self.memory_type)
+        return super().pools(limit)
+
+
 @pytest.mark.gpu
-class TestCupyPool(DevicePoolContract):
+class TestCupyPool(CudaPoolContract):
     memory_type = "cupy"
 
     def read(self, array: Any) -> np.ndarray:
@@ -93,7 +100,7 @@ class TestCupyPool(DevicePoolContract):
 
 
 @pytest.mark.gpu
-class TestTorchDevicePool(DevicePoolContract):
+class TestTorchDevicePool(CudaPoolContract):
     memory_type = "torch"
 
     def read(self, array: Any) -> np.ndarray:

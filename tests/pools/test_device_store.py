@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from pools import ArrayPool
 from pools.device_store import DeviceStore
-from pools.dlpack import _lent
+from pools.dlpack import _lent, address_and_device
 
 torch = pytest.importorskip("torch", reason="needs torch")
 
@@ -26,12 +27,19 @@ class Device(TorchBackend):
         self.stream: Any = "first"
         self.log: list[str] = []
         self.refuse_imports = False
+        self.current: Any = None
 
     def import_device_array(self, array: Any, gpu_id: Any) -> Any:
         if self.refuse_imports:
             array.__dlpack__(max_version=(1, 0))
             raise RuntimeError("the import failed")
         return torch.from_dlpack(array)
+
+    @contextmanager
+    def entered(self, place: Any) -> Iterator[None]:
+        self.current = place
+        yield
+        self.current = None
 
     def current_stream(self, gpu_id: Any) -> Any:
         return self.stream
@@ -143,6 +151,21 @@ def test_there_is_nothing_to_freeze(pool: ArrayPool) -> None:
     with pytest.raises(TypeError, match="read-only"):
         lease.freeze()
     lease.array.fill_(1)
+
+
+def test_a_block_is_looked_at_with_its_own_device_current(
+    pool: ArrayPool, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch exports a tensor only while its device is the current one.
+    seen: list[Any] = []
+
+    def look(array: Any) -> Any:
+        seen.append(device.current)
+        return address_and_device(array)
+
+    monkeypatch.setattr("pools.device_store.address_and_device", look)
+    with pool.acquire(10, "uint8"):
+        assert seen == ["cpu"]
 
 
 def test_a_dtype_that_the_framework_lacks(pool: ArrayPool) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from memcore import OutOfDeviceMemoryError
 from pools import ArrayPool, PoolExhaustedError, PoolSet, is_oom
+from tests.cuda import on_cuda
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_of_tensorflow() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("memory_type", ["cupy", "torch"])
 def test_of_a_gpu(memory_type: str) -> None:
-    framework = pytest.importorskip(memory_type, reason=f"needs {memory_type}")
+    framework = on_cuda(memory_type)
     device = {} if memory_type == "cupy" else {"device": "cuda"}
     with pytest.raises((MemoryError, RuntimeError)) as caught:
         framework.empty(1 << 45, dtype=framework.uint8, **device)

@@ -6,6 +6,7 @@ import pytest
 from memcore.errors import DeviceError
 from pools import ArrayPool, PoolSet
 from pools.pinned import PinnedStore
+from tests.cuda import on_cuda
 from tests.pools.doubles import DEVICE, PinningBackend, Stream
 
 PAGE = 4096
@@ -133,7 +134,7 @@ def test_without_cuda_there_is_no_pinned_pool() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("memory_type", ["cupy", "torch"])
 def test_copies_from_pinned_memory_arrive_whole(memory_type: str) -> None:
-    framework = pytest.importorskip(memory_type, reason=f"needs {memory_type}")
+    framework = on_cuda(memory_type)
     pool = PoolSet("256MiB").pinned(memory_type, 0)
     results = []
     for value in range(50):

@@ -336,3 +336,18 @@ def test_idle_bytes_are_those_of_the_devices_pools(pools: PoolSet) -> None:
         pass
     assert pools.idle_bytes("cpu") == pools.memory("cpu").idle >= 1000
     assert pools.idle_bytes(0) == 0
+
+
+def test_trimming_a_device_frees_its_idle_buffers_and_no_others() -> None:
+    with PoolSet("1MiB", {}) as pools:
+        numpy = pools.pool("numpy", "cpu")
+        with numpy.acquire((1000,), "uint8"):
+            pass
+        held = numpy.lease((1000,), "uint8")
+        other = numpy.lease((5000,), "uint8")
+        other.release()
+        idle = pools.idle_bytes("cpu")
+        assert idle > 0
+        assert pools.trim(0) == 0
+        assert pools.trim("cpu") == idle
+        assert numpy.stats().bytes_in_use == held.nbytes

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pools import VirtualDeviceMemory
+from tests.cuda import on_cuda
 
 CAPACITY = 16 << 20
 PAGE = 4096
@@ -106,8 +107,7 @@ def test_the_failure_of_a_single_buffer_on_pocl_is_out_of_memory() -> None:
 @pytest.mark.gpu
 def test_torch_and_cupy_share_a_gpu_at_80_percent_and_recover_at_120() -> None:
     """For real: 1000 jobs at 40 % each in turn, then one that needs what the other has cached."""
-    torch = pytest.importorskip("torch", reason="needs torch")
-    cupy = pytest.importorskip("cupy", reason="needs cupy")
+    torch, cupy = on_cuda("torch"), on_cuda("cupy")
     from pools import PoolSet
 
     free, _ = torch.cuda.mem_get_info(0)
@@ -119,6 +119,10 @@ def test_torch_and_cupy_share_a_gpu_at_80_percent_and_recover_at_120() -> None:
                 assert int(array[1 << 20]) == number % 100
             del array
         assert pools.stats().bytes_in_use == 0
+
+        # what lies idle would be in the way of both
+        pools.reclaim(0, free)
+        assert pools.stats().bytes_idle == 0
 
         # outside of the pools: each framework's own cache is in the other's way
         block = torch.empty(free * 3 // 5, dtype=torch.uint8, device="cuda")

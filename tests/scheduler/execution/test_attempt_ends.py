@@ -272,6 +272,24 @@ def test_a_gpu_that_a_failure_has_broken_ends_its_process(
     assert not second.outcome.blame
 
 
+def test_a_gpu_whose_failures_show_only_in_values_is_found_broken(
+    state: WorkerState, make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # JAX works asynchronously: a transfer begins without complaint, and waiting for a device tells nothing.
+    def unreadable(_: object) -> None:
+        raise RuntimeError("INTERNAL: CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    library = SimpleNamespace(
+        from_host=lambda array, place: array, to_host=unreadable, synchronize=lambda _: None
+    )
+    monkeypatch.setattr(attempt_module, "backend_of", lambda _: library)
+    on_cuda = SimpleNamespace(
+        device=Device("GPU-1", "gpu0", DeviceKind.CUDA, 1 << 30), gpu_id=lambda _: 0
+    )
+    why = attempt_module._why_broken(on_cuda, make_task(memory_type="jax"))  # type: ignore[arg-type]
+    assert why == "jax can't use gpu0 any more: RuntimeError: INTERNAL: CUDA_ERROR_ILLEGAL_ADDRESS"
+
+
 # as a Dask task
 
 

@@ -54,6 +54,24 @@ def test_a_gpu_worker_sees_its_own_device_and_a_cpu_worker_none() -> None:
     assert worker_environment(CPU, threads=2)["JAX_PLATFORMS"] == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("XLA_CLIENT_MEM_FRACTION", "0.4", "0.4"),
+        ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.3", "0.3"),
+        ("XLA_PYTHON_CLIENT_MEM_FRACTION", "", "0.75"),
+    ],
+)
+def test_a_users_bound_for_jax_stays_under_one_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
+) -> None:
+    # With both names set JAX refuses to start.
+    monkeypatch.setenv(name, value)
+    found = worker_environment(GPU, threads=2)
+    assert found["XLA_CLIENT_MEM_FRACTION"] == expected
+    assert not found["XLA_PYTHON_CLIENT_MEM_FRACTION"]
+
+
 def test_virtual_gpus_get_as_many_logical_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=here")
     flags = worker_environment(VIRTUAL[1], threads=4, virtual_devices=2)["XLA_FLAGS"].split()

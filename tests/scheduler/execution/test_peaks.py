@@ -57,8 +57,12 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
     return add
 
 
-def on(kind: DeviceKind = DeviceKind.CUDA) -> Any:
-    return SimpleNamespace(device=Device("u", "gpu0", kind, 1 << 30), gpu_id=lambda memory_type: 0)
+def on(kind: DeviceKind = DeviceKind.CUDA, trimmed: Callable[[int], None] = lambda device: None) -> Any:
+    return SimpleNamespace(
+        device=Device("u", "gpu0", kind, 1 << 30),
+        pools=SimpleNamespace(trim=trimmed),
+        gpu_id=lambda memory_type: 0,
+    )
 
 
 def test_the_peaks_of_the_libraries_on_the_device_add_up(load: Load) -> None:
@@ -131,3 +135,18 @@ def test_where_no_device_memory_is_used_nothing_is_measured(load: Load, kind: De
         pass
     assert peak.nbytes is None
     assert torch.places == []
+
+
+def test_what_pools_keep_idle_is_given_to_the_libraries_before_they_count(load: Load) -> None:
+    # A buffer that a pool lends again is in no library's counter: the second job would seem to need nothing.
+    torch = Library("torch", 300)
+    load(torch)
+    idle: list[int] = []
+    with DevicePeak(on(trimmed=lambda device: idle.append(device + torch.measuring))):
+        assert idle == [0]
+
+
+def test_nothing_is_trimmed_where_nothing_is_measured(load: Load) -> None:
+    trimmed: list[int] = []
+    with DevicePeak(on(DeviceKind.VIRTUAL, trimmed.append)):
+        assert trimmed == []

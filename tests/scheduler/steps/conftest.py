@@ -10,6 +10,7 @@ from scipy import ndimage
 
 import memcore
 from scheduler.steps.resolve import resolve_step
+from tests.cuda import on_cuda
 
 
 def microscopy_stack(shape: tuple[int, int, int], dtype: str, seed: int = 7) -> NDArray[Any]:
@@ -28,6 +29,8 @@ def run_step(memory_type: str, use: str, stack: NDArray[Any], **keywords: Any) -
     "torch on gpu" and the like are the first accelerator's; other arrays are in host memory if they can be.
     """
     memory_type, _, gpu = memory_type.partition(" on ")
+    if gpu:
+        on_cuda(memory_type)
     gpu_id: int | str = 0 if gpu or memory_type in ("cupy", "pyclesperanto") else "cpu"
     if memory_type != "numpy":
         pytest.importorskip(memory_type, reason=f"needs {memory_type}", exc_type=ImportError)
