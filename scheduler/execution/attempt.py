@@ -25,7 +25,7 @@ from scheduler.core.model import DeviceKind
 from scheduler.execution.activity import WAITS, Activity, CancelledAttemptError
 from scheduler.execution.capture import attempt_log
 from scheduler.execution.chain import ChainStep, run_chain, run_chain_in_blocks
-from scheduler.execution.messages import Ended, Released, tell
+from scheduler.execution.messages import Released, tell, tell_end
 from scheduler.execution.peaks import DevicePeak, HostPeak
 from scheduler.execution.residents import chain_state
 from scheduler.execution.runs_here import current_worker, state_of, working_for
@@ -43,7 +43,7 @@ def run_and_tell(task: AttemptTask, topic: str) -> NDArray[Any] | None:
     """`run_attempt` as a Dask task that sends its report as an event of `topic` before it ends.
 
     A result stays in its worker until somebody fetches it; where the worker dies before that, Dask runs the
-    task again by itself, although its output is in place. So only an array that was asked for is a result.
+    task again by itself, although its output is in place. So only a large array that was asked for is one.
     """
     worker = get_worker()
     state = state_of(worker.id, topic)
@@ -58,8 +58,7 @@ def run_and_tell(task: AttemptTask, topic: str) -> NDArray[Any] | None:
             report, array = run_attempt(task, on_release=released)
         else:
             report, array = AttemptReport(WorkerDied(state.attempts.leaving, blame=False), os.getpid()), None
-        tell(worker, topic, Ended(task.job_id, task.number, report))
-    return array
+        return tell_end(worker, topic, (task.job_id, task.number), report, array)
 
 
 def run_attempt(

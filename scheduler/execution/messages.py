@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distributed import Worker
+from numpy.typing import NDArray
 
 from scheduler.core.model import Device, DeviceSnapshot
 from scheduler.execution.task import AttemptReport
@@ -102,11 +103,12 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An attempt has come to its end."""
+    """An attempt has come to its end; a small array that it was asked for comes with the news."""
 
     job_id: str
     number: int
     report: AttemptReport
+    array: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +119,23 @@ class Evicted:
     name: str
 
 
+# Fetching an array costs three messages one after another. The scheduler keeps a topic's last 1000 events.
+SMALL_BYTES = 16 << 10
 Message = Hello | Unfit | Leaving | Left | Readings | Pulse | Released | Ended | Evicted
 
 
 def tell(worker: Worker, topic: str, message: Message) -> None:
     """Send `message` to who listens to the topic, in order with the worker's other news; from any thread."""
     worker.log_event(topic, packed(message))
+
+
+def tell_end(
+    worker: Worker, topic: str, key: tuple[str, int], report: AttemptReport, array: NDArray[Any] | None
+) -> NDArray[Any] | None:
+    """Tell that an attempt has ended; returns its array where that is too large to go with the news."""
+    small = array is not None and array.nbytes <= SMALL_BYTES
+    tell(worker, topic, Ended(*key, report, array if small else None))
+    return None if small else array
 
 
 def packed(message: Message) -> dict[str, bytes]:

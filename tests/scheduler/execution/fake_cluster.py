@@ -194,10 +194,12 @@ class World:
         free = [DeviceSnapshot(each.uuid, each.total_bytes, 0) for each in known.values()]
         self.driver.hear(Readings(tuple(free)))
 
-    def end(self, future: FakeFuture, outcome: Outcome | None = None, **report: Any) -> None:
-        """The worker tells how an attempt ended."""
+    def end(
+        self, future: FakeFuture, outcome: Outcome | None = None, *, array: Any = None, **report: Any
+    ) -> None:
+        """The worker tells how an attempt ended; `array` goes with the news."""
         told = AttemptReport(outcome or Done(), worker_pid=1, **report)
-        self.driver.hear(Ended(future.task.job_id, future.task.number, told))
+        self.driver.hear(Ended(future.task.job_id, future.task.number, told, array))
 
     def run(self, *jobs: Job) -> str:
         """Run the jobs to their end; returns the state of the run."""

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,19 @@ from scheduler.core.model import Device, DeviceKind, DeviceSnapshot, Footprint, 
 from scheduler.execution import crew as crew_module
 from scheduler.execution import driver as driver_module
 from scheduler.execution.crew import ClusterTerms
-from scheduler.execution.messages import Evicted, Hello, Leaving, Left, Pulse, Readings, Released
+from scheduler.execution.messages import (
+    SMALL_BYTES,
+    Evicted,
+    Hello,
+    Leaving,
+    Left,
+    Pulse,
+    Readings,
+    Released,
+    heard,
+    tell_end,
+)
+from scheduler.execution.task import AttemptReport
 from tests.scheduler.execution.fake_cluster import (
     CPU,
     GPU,
@@ -585,6 +598,32 @@ def test_an_array_that_was_asked_for_comes_with_the_end_of_its_job() -> None:
     world.join("w1")
     assert world.run(job("a")) == "done"
     assert world.finishes["a"].array is array
+
+
+def test_an_array_that_comes_with_the_news_is_not_fetched() -> None:
+    array = np.arange(24).reshape(2, 3, 4)
+
+    def work(future: FakeFuture) -> None:
+        future.array = MemoryError("fetched all the same")
+        world.end(future, array=array)
+        world.driver.hear(Left(future.address))
+
+    world = World(work, returns_array=True)
+    world.join("w1")
+    assert world.run(job("a")) == "done"
+    assert world.finishes["a"].array is array
+    assert world.record.outcomes["a"] == [Done()]
+
+
+@pytest.mark.parametrize(("nbytes", "stays"), [(SMALL_BYTES, False), (SMALL_BYTES + 1, True)])
+def test_only_a_small_array_goes_with_the_news(nbytes: int, stays: bool) -> None:
+    array, told = np.arange(nbytes).astype(np.uint8), []
+    worker: Any = SimpleNamespace(log_event=lambda topic, event: told.append((topic, heard((0.0, event)))))
+    report = AttemptReport(Done(), worker_pid=1)
+    assert tell_end(worker, "topic", ("a", 1), report, array) is (array if stays else None)
+    [(topic, ended)] = told
+    assert (topic, ended.job_id, ended.number, ended.report) == ("topic", "a", 1, report)
+    assert ended.array is None if stays else (ended.array == array).all()
 
 
 def test_an_array_that_goes_with_its_worker_is_made_again_without_a_strike() -> None:
