@@ -245,7 +245,9 @@ class StackyardScheduler(SchedulerPlugin):  # type: ignore[misc]  # distributed'
             self._tidying = asyncio.get_running_loop().create_task(self._tidy(scheduler))
 
     async def _tidy(self, scheduler: Scheduler) -> None:
-        await scheduler.unregister_worker_plugin(None, self.worker_plugin)
+        # The driver may have come so far by itself.
+        if self.worker_plugin in scheduler.worker_plugins:
+            await scheduler.unregister_worker_plugin(None, self.worker_plugin)
         if self.worker_plugin in scheduler.nanny_plugins:
             await scheduler.unregister_nanny_plugin(None, self.worker_plugin)
 
