@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     size = "quick" if options.quick else "full" if options.full else ""
     command = {"": "make bench", "quick": "make bench-quick", "full": "make bench-full"}[size]
     about = machine("stackyard", "numpy", "scipy", "dask", "distributed", "torch", "jax", "arraybridge")
-    about["command"] = command
+    about |= {"command": command, "size": size or "default"}
     absent: list[Row] = []
     began = perf_counter()
     for name in options.only:
