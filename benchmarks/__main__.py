@@ -1,6 +1,6 @@
 """Every benchmark, one after another, each in a process of its own: `python -m benchmarks`.
 
-    python -m benchmarks [--quick | --full] [--only NAME ...] [--out FOLDER] [--readme README.md]
+    python -m benchmarks [--quick | --full] [--only NAME ...] [--out FOLDER] [--readme README.md] [--tables]
 
 Each writes its own results into the folder (benchmarks/results; a temporary one with --quick). At the end the
 common table is written beside them, and its short form into the README where one is named. A benchmark that
@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks.measure import machine
-from benchmarks.report import ORDER, fill, write
+from benchmarks.report import ORDER, fill, write, write_again
 from benchmarks.rows import Row
 
 FOLDER = Path(__file__).resolve().parent
@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER, help="not the others")
     parser.add_argument("--out", type=Path, help="where the results go")
     parser.add_argument("--readme", type=Path, help="its short table is filled in")
+    parser.add_argument("--tables", action="store_true", help="run nothing: write the tables anew")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         if options.out is not None:
@@ -46,6 +47,11 @@ def main() -> int:
 
 
 def _run(options: argparse.Namespace, folder: Path) -> int:
+    if options.tables:
+        write_again(folder)
+        if options.readme is not None:
+            fill(options.readme, folder)
+        return 0
     size = "quick" if options.quick else "full" if options.full else ""
     command = {"": "make bench", "quick": "make bench-quick", "full": "make bench-full"}[size]
     about = machine("stackyard", "numpy", "scipy", "dask", "distributed", "torch", "jax", "arraybridge")

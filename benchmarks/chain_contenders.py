@@ -98,6 +98,13 @@ class Contender:
     pids: Callable[[], list[int]]
 
 
+def warm(way: Contender, folder: Path) -> None:
+    """One small stack for each core, so that libraries are loaded."""
+    inside = folder / f"warm {way.name}"
+    sources = make_inputs(inside, usable_cores(), (4, 128, 128))
+    way.run([(source, inside / f"{source.stem}.ome.tif") for source in sources])
+
+
 @contextlib.contextmanager
 def cluster(memory_limit: int | None = None) -> Iterator[tuple[LocalCluster, Client]]:
     """A worker process for each core, each killed by its nanny when it outgrows `memory_limit` bytes."""

@@ -14,7 +14,7 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -28,11 +28,21 @@ import psutil
 
 from benchmarks import chain_contenders as contenders
 from benchmarks.chain_turns import Turns, targets
-from benchmarks.measure import PeakMemory, Ratio, Times, machine, one_thread_each, processor_s, take_turns
+from benchmarks.measure import (
+    PeakMemory,
+    Ratio,
+    Times,
+    machine,
+    one_thread_each,
+    processor_s,
+    take_turns,
+    why_absent,
+)
 from benchmarks.rows import Row, as_json
 from scheduler.execution.devices import usable_cores
 
 MIB = 1 << 20
+Maker = Callable[[int | None], contextlib.AbstractContextManager[contenders.Contender]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,30 +114,30 @@ def compare(scale: Scale, folder: Path) -> list[Row]:
     turns = Turns(folder, sources, reference)
     uses: dict[str, Use] = {}
     with contextlib.ExitStack() as stack:
-        ways = {each.name: each for each in (stack.enter_context(make()) for make in MAKERS)}
+        ways = {each.name: each for each in (stack.enter_context(make(None)) for make in makers())}
         runs: dict[str, Callable[[], object]] = {}
         for name, way in ways.items():
             uses[name] = Use()
-            warm(way, folder)
+            contenders.warm(way, folder)
             runs[name] = uses[name].watched(way, turns.of(way))
         times = take_turns(runs, scale.turns, warm_up=False, after=turns.clear)
     planes, height, width = scale.shape
     form = f"stacks of {planes}x{height}x{width}, background, deconvolution, rescaled"
     rows = list(_rows(f"{scale.stacks * scale.turns} {form}", scale.stacks, times, uses))
+    if why := why_absent("dask-image"):
+        rows.append(Row("end_to_end", form, "map_overlap", note=why))
     if scale.limited:
         idle, peak = contenders.footprint(sources[0], folder)
         rows += under_a_limit(form, turns, scale, peak // 2 if peak // 2 > idle else peak, peak)
     return rows
 
 
-def warm(way: contenders.Contender, folder: Path) -> None:
-    """One small stack for each core, so that libraries are loaded."""
-    inside = folder / f"warm {way.name}"
-    sources = contenders.make_inputs(inside, usable_cores(), (4, 128, 128))
-    way.run(list(zip(sources, targets(inside / "out", sources), strict=True)))
-
-
-MAKERS = (contenders.ours, contenders.dask_script, contenders.map_overlap, contenders.serial)
+def makers() -> Iterator[Maker]:
+    """What starts each contender, as far as it is installed."""
+    yield from (contenders.ours, contenders.dask_script)
+    if not why_absent("dask-image"):
+        yield contenders.map_overlap
+    yield contenders.serial
 
 
 def _rows(what: str, stacks: int, times: dict[str, Times], uses: dict[str, Use]) -> list[Row]:
@@ -157,7 +167,7 @@ def _rows(what: str, stacks: int, times: dict[str, Times], uses: dict[str, Use])
 def under_a_limit(form: str, turns: Turns, scale: Scale, limit: int, whole: int) -> list[Row]:
     """Each way once, with worker processes that may have `limit` bytes."""
     ends: dict[str, tuple[float | None, str]] = {}
-    for make in MAKERS:
+    for make in makers():
         with make(limit) as way:
             ends[way.name] = turns.to_the_end(way)
     ours_s, ours_end = ends.pop("ours")

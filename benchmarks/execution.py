@@ -47,7 +47,7 @@ class Scale:
 
 SCALES = {
     "quick": Scale(3, 40, 10, 1, 2, (16, 256, 256), 0),
-    "default": Scale(9, 300, 60, 3, 20, (16, 1024, 1024), 20),
+    "default": Scale(9, 300, 60, 2, 20, (16, 1024, 1024), 20),
     "full": Scale(21, 1000, 200, 9, 20, (32, 1024, 1024), 20),
 }
 
@@ -83,10 +83,11 @@ def real_chain(scale: Scale, folder: Path) -> list[Row]:
     planes, height, width = scale.shape
     what = f"chain of 4 steps over {scale.stacks} stacks of {planes}x{height}x{width}"
     with contenders.ours() as mine, contenders.dask_script() as script:
+        for each in (mine, script):
+            contenders.warm(each, folder)
         turns = Turns(folder, sources, reference)
-        times = take_turns(
-            {each.name: turns.of(each) for each in (mine, script)}, scale.chain_rounds, after=turns.clear
-        )
+        runs = {each.name: turns.of(each) for each in (mine, script)}
+        times = take_turns(runs, scale.chain_rounds, warm_up=False, after=turns.clear)
     rows = [
         Row.compared(
             "execution",

@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 from distributed import Client, LocalCluster, as_completed, default_client, wait
 
 from benchmarks import execution_work as work
-from benchmarks.measure import Ratio, Times, processor_s, take_turns
+from benchmarks.measure import Ratio, Times, processor_s, take_turns, why_absent
 from benchmarks.rows import Row, seconds
 from scheduler import StackJob
 from scheduler.config.model import DevicesConfig
@@ -161,7 +160,11 @@ def efficiency(rounds: int, count: int) -> list[Row]:
         )
         stack.enter_context(labelled)
         other = stack.enter_context(Client(labelled, set_as_default=False))
-        pool = stack.enter_context(joblib.Parallel(n_jobs=cores))
+        no_joblib = why_absent("joblib")
+        if not no_joblib:
+            import joblib
+
+            pool = stack.enter_context(joblib.Parallel(n_jobs=cores))
 
         def ours(step: dict[str, Any]) -> None:
             run_jobs(scheduler, [StackJob(TINY, [step]) for _ in range(count)])
@@ -176,8 +179,11 @@ def efficiency(rounds: int, count: int) -> list[Row]:
             peers = {
                 "client.map": partial(mapped, client, function, count),
                 'resources={"GPU": 1}': partial(by_resources, function),
-                "joblib": partial(by_joblib, function),
             }
+            if no_joblib:
+                rows.append(Row("execution", f"{count} {kind} jobs of 100 ms", "joblib", note=no_joblib))
+            else:
+                peers["joblib"] = partial(by_joblib, function)
             times = take_turns({"ours": partial(ours, step), **peers}, rounds)
             rows += _efficiency_rows(kind, list(peers), times, count, count * JOB_S / cores)
     return rows

@@ -164,6 +164,11 @@ def version(name: str) -> str | None:
         return None
 
 
+def why_absent(distribution: str) -> str:
+    """Why a peer can't take part; "" if it can."""
+    return "" if version(distribution) else f"{distribution} isn't installed (it is in the group bench)"
+
+
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
     """Every process started in the block computes with one thread, as our workers do on a core each."""

@@ -61,13 +61,13 @@ def plot_scaling(found: dict[str, Any], path: Path) -> None:
             )
     jobs.set(xscale="log", yscale="log", xlabel="jobs", ylabel="ms a job")
     jobs.legend(fontsize=7)
-    for name, colour in (("ours", OURS), ("first in, first out", THEIRS)):
+    for name, label, colour in (("ours", "ours", OURS), ("peer", "first in, first out", THEIRS)):
         devices.plot(
             [point["devices"] for point in found["devices"]],
-            [1e6 * point["figures"][name]["job_s"] for point in found["devices"]],
+            [1e6 * point[name]["job_s"] for point in found["devices"]],
             "o-",
             color=colour,
-            label=name,
+            label=label,
         )
     devices.set(xscale="log", yscale="log", xlabel="simulated devices", ylabel="µs to place a job")
     devices.legend(fontsize=7)

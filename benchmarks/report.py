@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import Row, rows_of, targets_of
+from benchmarks.rows import Row, as_json, rows_of, targets_of
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 ORDER = ("execution", "end_to_end", "scaling", "memcore_conversion", "pools", "policy", "reservations")
@@ -98,12 +98,24 @@ def write(folder: Path, about: dict[str, Any], absent: Sequence[Row] = ()) -> li
     (folder / "README.md").write_text("\n".join(head) + "\n")
     short = [row for row in rows if row.headline]
     text = "\n".join([*table(short), "", f"{told} {machine_text(about)}"])
-    kept = {"machine": about, "targets": len(targets), "missed": missed, "short": text}
+    kept = {
+        "machine": about,
+        "targets": len(targets),
+        "missed": missed,
+        "absent": as_json(absent),
+        "short": text,
+    }
     (folder / "bench.json").write_text(json.dumps(kept, indent=1) + "\n")
     from benchmarks.plots import plot_ratios
 
     plot_ratios(rows, folder / "bench.svg")
     return rows
+
+
+def write_again(folder: Path) -> list[Row]:
+    """Write the tables anew from the results that are there."""
+    kept = json.loads((folder / "bench.json").read_text())
+    return write(folder, kept["machine"], [Row(**row) for row in kept["absent"]])
 
 
 def fill(readme: Path, folder: Path) -> None:
