@@ -7,7 +7,7 @@ CUDA_MAJOR := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: \([0-9]
 EXTRAS ?= $(if $(filter 12,$(CUDA_MAJOR)),cupy-cuda12,$(if $(filter-out 9 10 11,$(CUDA_MAJOR)),cupy-cuda13,))
 SAMPLE := data/sample
 
-.PHONY: run test lint types layers pytest gpu-check clean
+.PHONY: run test lint types layers pytest gpu-check bench bench-quick bench-full clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run $(SAMPLE)/.complete
@@ -32,6 +32,18 @@ pytest: $(VENV)/.test
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check $(GPU_CHECK)
 
+# Under 30 minutes on 2 cores; also fills in the README's table.
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks --readme README.md
+
+# Under 3 minutes: shows that all of them run, and writes no results.
+bench-quick: $(VENV)/.bench
+	$(BIN)/python -m benchmarks --quick
+
+# Hours: 200 stacks end to end, up to 10^5 jobs.
+bench-full: $(VENV)/.bench
+	$(BIN)/python -m benchmarks --full --readme README.md
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stackyard needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +55,10 @@ $(VENV)/.run: pyproject.toml | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --editable . --group test --constraint constraints.txt
+	touch $@
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --editable . --group bench --constraint constraints.txt
 	touch $@
 
 $(SAMPLE)/.complete: | $(VENV)/.run

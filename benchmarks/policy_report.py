@@ -77,8 +77,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     ]
     lines += ["| cost, s | ours | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     for row in sweep:
-        cells = " | ".join(f"{row['baselines'][name]:.0f}" for name in names)
-        lines.append(f"| {row['oom_cost_s']:g} | {row['ours']:.0f} | {cells} |")
+        joined = " | ".join(f"{row['baselines'][name]:.0f}" for name in names)
+        lines.append(f"| {row['oom_cost_s']:g} | {row['ours']:.0f} | {joined} |")
     speed, placed, small = found["events"], found["placements"], found["small_cases"]
     lines += [
         "",
@@ -130,7 +130,7 @@ def _grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str,
 
 
 def _mean(group: list[dict[str, Any]], name: str, figure: str) -> float:
-    return statistics.mean(row["runs"][name][figure] for row in group)
+    return float(statistics.mean(row["runs"][name][figure] for row in group))
 
 
 def _picture(rows: list[dict[str, Any]]) -> str:

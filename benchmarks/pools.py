@@ -24,11 +24,14 @@ from time import perf_counter
 from typing import Any
 
 # ruff: noqa: E402  this file is named like the package that it measures
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "benchmarks"]
+sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import psutil
 
+from benchmarks.measure import Ratio
 from memcore.host import HostBlock, HostBuffer
 from pools import ArrayPool, PoolSet, PressureWatcher, VirtualDeviceMemory
 from pools.host_store import HostStore
@@ -99,11 +102,13 @@ def fresh_against_pooled(nbytes: int, *, huge_pages: bool, repeats: int) -> list
                 times[how].append(perf_counter() - start)
         medians = {how: statistics.median(values) for how, values in times.items()}
         ratio = medians["pooled"] / medians["fresh"]
+        rounds = Ratio.of(times["pooled"], times["fresh"])
         target = FILL_TARGET[huge_pages] if name == "fill" else None
         found.append({
             "work": name, "mib": nbytes // MIB, "huge_pages": huge_pages,
             "fresh_ms": round(medians["fresh"] * 1e3, 3), "pooled_ms": round(medians["pooled"] * 1e3, 3),
             "ratio": round(ratio, 3), "target": target, "met": None if target is None else ratio <= target,
+            "spread": [round(rounds.low, 3), round(rounds.high, 3)],
         })  # fmt: skip
     return found
 
@@ -363,10 +368,9 @@ def main() -> None:
     results["gpu"] = on_a_gpu(repeats)
     text = report(results)
     print(text)
-    if not options.quick:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "pools.json").write_text(json.dumps(results, indent=2) + "\n")
-        (options.out / "pools.md").write_text(text)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "pools.json").write_text(json.dumps(results, indent=2) + "\n")
+    (options.out / "pools.md").write_text(text)
 
 
 if __name__ == "__main__":

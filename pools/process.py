@@ -1,6 +1,7 @@
 """Which process: a pid alone is reused, so a process is known by its pid and when it started."""
 
 import os
+import select
 import sys
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ class ProcessId:
     def is_dead(self) -> bool:
         """Whether the process is known to be gone. One of another pid namespace can't be judged from here."""
         this = this_process()
-        return self != this and self.namespace == this.namespace and _started(self.pid) != self.started
+        return self != this and self.namespace == this.namespace and not _lives(self)
 
 
 def this_process() -> ProcessId:
@@ -36,6 +37,37 @@ def this_process() -> ProcessId:
 
 
 _this: ProcessId | None = None
+
+
+# A descriptor for each process that was seen alive: asking it costs a tenth of looking into /proc, and it
+# can't be taken for that of a later process with the same pid. No lock: a fork might find it taken for good.
+_seen: dict[ProcessId, int] = {}
+
+
+def _lives(process: ProcessId) -> bool:
+    descriptor = _seen.get(process)
+    if descriptor is None:
+        return _started(process.pid) == process.started and _see(process)
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    if not poll.poll(0):
+        return True
+    if _seen.pop(process, None) is not None:
+        os.close(descriptor)
+    return False
+
+
+def _see(process: ProcessId) -> bool:
+    """Keep a descriptor of a living process, where there is such a thing; False if it has just ended."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):  # Linux 5.3 and later; or it has gone, which the next look tells
+        return True
+    # Looked at again: the pid may have been given to another process before it was opened.
+    lives = _started(process.pid) == process.started
+    if not lives or _seen.setdefault(process, descriptor) != descriptor:
+        os.close(descriptor)
+    return lives
 
 
 def _namespace() -> int:

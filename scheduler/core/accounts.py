@@ -39,6 +39,15 @@ class DeviceClass:
             self._available = max((a.available for a in self.accounts if a.slots), default=-1)
         return self._available
 
+    def attempt_host_bytes(self) -> int:
+        """The most host memory that a process of any of these devices lets an attempt have."""
+        limits = [account.device.attempt_host_bytes for account in self.accounts]
+        return max(limits, default=0) if all(limits) and limits else UNLIMITED
+
+    def attempt_capacity(self) -> int:
+        """The most of such a device that one attempt may have."""
+        return min(self.capacity, self.attempt_host_bytes()) if self.is_cpu else self.capacity
+
     def host_capacity(self) -> int:
         """The most host memory that a job alone could have beside a device of this class."""
         if self._host_capacity is None:

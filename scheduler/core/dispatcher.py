@@ -200,7 +200,12 @@ class Dispatcher:
         if account is None:
             account = state.add_device(event.device)
         else:
+            limit = account.cls.attempt_host_bytes()
             account.device = event.device
+            if account.cls.attempt_host_bytes() != limit:
+                state.topology += 1
+                for group in list(state.waiting_groups()):
+                    state.enqueue(group)
             account.slots = event.device.slots
             account.online = True
             account.gone = ""

@@ -41,6 +41,8 @@ class Device:
     headroom_bytes: int = 0
     prefetch: int = 0
     """Jobs that may be admitted beyond `slots`, to read their input while others compute: a small number."""
+    attempt_host_bytes: int = 0
+    """The most host memory that one attempt may take in a worker process of it; 0 is as much as there is."""
 
     @property
     def virtual(self) -> bool:

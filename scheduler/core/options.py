@@ -48,7 +48,7 @@ def _options_on(
             if option is not None and (not options or option.need < options[-1].need):
                 options.append(option)
         if options:
-            fits = any(option.need < cls.capacity for option in options)
+            fits = any(option.need < cls.attempt_capacity() for option in options)
             (found if fits else squeezed)[cls.index] = tuple(options)
     # where only the margin is cut off it is tried if nowhere else has room for all of it
     return found or squeezed
@@ -64,7 +64,7 @@ def _option(group: Group, cls: DeviceClass, plan: JobPlan, index: int, estimates
     if cls.is_cpu:
         need, least = host_need, host_least
     else:
-        host_capacity = _host_capacity(group, cls)
+        host_capacity = min(_host_capacity(group, cls), cls.attempt_host_bytes())
         if host_least > host_capacity:
             return None
         host_need = min(host_need, max(host_least, _nearly(host_capacity)))
@@ -75,10 +75,11 @@ def _option(group: Group, cls: DeviceClass, plan: JobPlan, index: int, estimates
         )
         resident = plan.resident.nbytes if plan.resident is not None else 0
         need, least = max(estimate, group.least_need) + resident, least + resident
-    if least > cls.capacity:
+    capacity = cls.attempt_capacity()
+    if least > capacity:
         return None
     # a margin alone never makes a job impossible: then it takes the whole device, or nearly the whole host
-    need = min(need, max(least, _nearly(cls.capacity)) if cls.is_cpu else cls.capacity)
+    need = min(need, max(least, _nearly(capacity)) if cls.is_cpu else capacity)
     measured = estimates.seconds(family, plan, cls.model)
     slots = max((account.device.slots for account in cls.accounts), default=1) or 1
     return Option(
@@ -159,12 +160,14 @@ def _why_no_plan(
         if not allowed:
             lines.append(f"{plan.name}: none of the devices that it may use is left")
             continue
-        largest = max(allowed, key=lambda account: account.cls.capacity)
+        largest = max(allowed, key=lambda account: account.cls.attempt_capacity())
         host_need = max(plan.footprint.host_bytes, group.least_host)
         if plan.on_cpu:
+            most = max(0, largest.cls.attempt_capacity())
+            each = " for one process" if most < largest.cls.capacity else ""
             lines.append(
                 f"{plan.name} needs {gib(host_need)} of host memory, and {largest.device.name} has "
-                f"{gib(max(0, largest.cls.capacity))} at most"
+                f"{gib(most)}{each} at most"
             )
             continue
         model = largest.cls.model
@@ -177,8 +180,9 @@ def _why_no_plan(
                 f"{gib(largest.device.total_bytes)} with {gib(largest.device.headroom_bytes)} of headroom"
             )
         else:
+            most = min(_host_capacity(group, largest.cls), largest.cls.attempt_host_bytes())
             lines.append(
                 f"{plan.name} needs {gib(host_need)} of host memory beside the device, and a host has "
-                f"{gib(max(0, _host_capacity(group, largest.cls)))} at most"
+                f"{gib(max(0, most))} at most"
             )
     return "; ".join(lines)

@@ -82,31 +82,31 @@ def _device_rungs(
 
 def _smaller_rungs(record: JobRecord, placement: Placement) -> list[tuple[str, tuple[JobPlan, ...]]]:
     """Plans in smaller blocks than the one that failed, then the CPU."""
-    blocks = placement.plan.split.blocks if placement.plan.split is not None else 1
-    split = tuple(
-        plan
-        for plan in record.job.plans
-        if not plan.on_cpu and plan.split is not None and plan.split.blocks > blocks
-    )
+    rungs = _finer_rungs(record, placement, on_cpu=False)[:1]
     cpu = tuple(plan for plan in record.job.plans if plan.on_cpu)
-    rungs = []
-    if split:
-        finer = min(plan.split.blocks for plan in split if plan.split is not None)
-        rungs.append(
-            (
-                f"in {finer} blocks",
-                tuple(plan for plan in split if plan.split is not None and plan.split.blocks == finer),
-            )
-        )
-    if cpu:
-        rungs.append(("the CPU", cpu))
-    return rungs
+    return [*rungs, ("the CPU", cpu)] if cpu else rungs
+
+
+def _finer_rungs(
+    record: JobRecord, placement: Placement, *, on_cpu: bool
+) -> list[tuple[str, tuple[JobPlan, ...]]]:
+    """Plans in smaller blocks than the one that failed, the largest blocks first."""
+    blocks = placement.plan.split.blocks if placement.plan.split is not None else 1
+    finer: dict[int, tuple[JobPlan, ...]] = {}
+    for plan in record.job.plans:
+        if plan.on_cpu == on_cpu and plan.split is not None and plan.split.blocks > blocks:
+            finer[plan.split.blocks] = (*finer.get(plan.split.blocks, ()), plan)
+    return [(f"in {count} blocks", finer[count]) for count in sorted(finer)]
 
 
 def _host_rung(
     state: State, record: JobRecord, placement: Placement, outcome: OutOfMemory, said: str
 ) -> Rung:
-    """Host memory ran out: the same plans with a raised host need, a bounded number of times."""
+    """Host memory ran out: the same plans with a raised host need, a bounded number of times, then blocks.
+
+    A raise comes first, for blocks cost their halo again. What a GPU's chain needs of its host doesn't shrink
+    with blocks: the whole stack and the whole result lie there.
+    """
     record.host_ooms += 1
     raised = int(max(placement.host_bytes, outcome.peak_bytes or 0) * RAISE)
     if record.host_ooms <= HOST_RETRIES:
@@ -120,6 +120,12 @@ def _host_rung(
         ended = f"the {gib(raised)} of host memory that a retry would ask for are more than any host has"
     else:
         ended = f"it was tried {record.host_ooms} times"
+    on_cpu = state.accounts[placement.device].cls.is_cpu and not state.policy.reproducible
+    for name, plans in _finer_rungs(record, placement, on_cpu=True) if on_cpu else ():
+        group = _terms(state, record, plans, record.group.least_need, 0, record.group.excluded, name)
+        if state.enqueue(group):
+            return Rung(name, f"{said}; {ended}: {name}", group)
+        state.leave(record)
     last = f"; the last time: {outcome.error}" if outcome.error else ""
     return Rung("failure", f"{said}; {ended}{last}", None)
 

@@ -22,7 +22,7 @@ from scheduler.execution.activity import WAITS, Activity, CancelledAttemptError
 from scheduler.execution.capture import attempt_log
 from scheduler.execution.chain import ChainStep, run_chain_in_blocks, run_named_chain
 from scheduler.execution.failures import failure_key, no_room, of_device, why_broken
-from scheduler.execution.messages import Ended, Released, tell
+from scheduler.execution.messages import Released, tell, tell_end
 from scheduler.execution.peaks import DevicePeak, HostPeak
 from scheduler.execution.residents import chain_state
 from scheduler.execution.runs_here import current_worker, state_of, working_for
@@ -47,7 +47,7 @@ def run_and_tell(task: AttemptTask, topic: str) -> Returned | None:
     """`run_attempt` as a Dask task that sends its report as an event of `topic` before it ends.
 
     A result stays in its worker until somebody fetches it; where the worker dies before that, Dask runs the
-    task again by itself, although its output is in place. So only arrays that were asked for are a result.
+    task again by itself, although its output is in place. So only large arrays that were asked for are one.
     """
     worker = get_worker()
     state = state_of(worker.id, topic)
@@ -65,8 +65,7 @@ def run_and_tell(task: AttemptTask, topic: str) -> Returned | None:
                 AttemptReport(WorkerDied(state.attempts.leaving, blame=False), os.getpid()),
                 None,
             )
-        tell(worker, topic, Ended(task.job_id, task.number, report))
-    return returned
+        return tell_end(worker, topic, (task.job_id, task.number), report, returned)
 
 
 def run_attempt(

@@ -231,8 +231,8 @@ class Driver(UnderWay):
                 raise item
             case SnapshotTaken():
                 self._feed(item)
-            case Ended(job_id=job_id, number=number, report=report):
-                self._ended((job_id, number), report)
+            case Ended(job_id=job_id, number=number, report=report, returned=returned):
+                self._ended((job_id, number), report, returned)
             case Released(job_id=job_id, number=number):
                 self._feed(DeviceReleased(time.monotonic(), job_id, number))
             case Pulse():

@@ -137,6 +137,7 @@ class Fleet:
         """
         found: dict[str, Device] = {}
         slots: dict[str, int] = {}
+        limits: dict[str, list[int]] = {}
         for process in self.processes:
             hello = process.hello
             found.setdefault(hello.host.uuid, hello.host)
@@ -144,7 +145,11 @@ class Fleet:
                 found[hello.device.uuid] = hello.device
             if process.usable:
                 slots[hello.device.uuid] = slots.get(hello.device.uuid, 0) + hello.slots
-        return {uuid: _with_slots(device, slots.get(uuid, 0)) for uuid, device in found.items()}
+                limits.setdefault(hello.device.uuid, []).append(hello.process_bytes)
+        return {
+            uuid: _as_used(device, slots.get(uuid, 0), limits.get(uuid, [0]))
+            for uuid, device in found.items()
+        }
 
     def submit_attempt(self, task: AttemptTask, *, device: str) -> Future | Outcome:
         """Run an attempt on the process of the device that has the least to do; if there is none, say why."""
@@ -295,6 +300,8 @@ def close_there(address: str, dask_scheduler: Scheduler) -> None:
     dask_scheduler.close_worker(address)
 
 
-def _with_slots(device: Device, slots: int) -> Device:
+def _as_used(device: Device, slots: int, limits: list[int]) -> Device:
+    """The device with the slots of its processes, and the largest of their limits if each has one."""
     prefetch = slots if device.kind is DeviceKind.CPU else device.prefetch
-    return replace(device, slots=slots, prefetch=prefetch)
+    limit = max(limits) if all(limits) else 0
+    return replace(device, slots=slots, prefetch=prefetch, attempt_host_bytes=limit)

@@ -76,8 +76,9 @@ class Membership:
             (self._client.unregister_scheduler_plugin, self._watching.name),
         ]
         for unregister, name in remove:
-            # One that isn't there, such as when the cluster turned out to be unfit before, is a ValueError.
-            with contextlib.suppress(OSError, ValueError):
+            # One that isn't there, such as when the cluster turned out to be unfit before, is a ValueError;
+            # in a worker that has just been started and doesn't have it yet, a KeyError (distributed 2026.8).
+            with contextlib.suppress(OSError, ValueError, KeyError):
                 unregister(name)
 
     def _check_pythons(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from distributed import Worker
 
 from scheduler.core.model import Device, DeviceSnapshot
-from scheduler.execution.task import AttemptReport
+from scheduler.execution.task import AttemptReport, Returned
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +109,12 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An attempt has come to its end."""
+    """An attempt has come to its end; what it was asked for comes with the news, if that is small."""
 
     job_id: str
     number: int
     report: AttemptReport
+    returned: Returned | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +125,23 @@ class Evicted:
     name: str
 
 
+# Fetching arrays costs three messages one after another. The scheduler keeps a topic's last 1000 events.
+SMALL_BYTES = 16 << 10
 Message = Hello | Unfit | Leaving | Left | Readings | Pulse | Released | Ended | Evicted
 
 
 def tell(worker: Worker, topic: str, message: Message) -> None:
     """Send `message` to who listens to the topic, in order with the worker's other news; from any thread."""
     worker.log_event(topic, packed(message))
+
+
+def tell_end(
+    worker: Worker, topic: str, key: tuple[str, int], report: AttemptReport, returned: Returned | None
+) -> Returned | None:
+    """Tell that an attempt has ended; gives what it returns where that is too large to go with the news."""
+    small = returned is not None and returned.nbytes <= SMALL_BYTES
+    tell(worker, topic, Ended(*key, report, returned if small else None))
+    return None if small else returned
 
 
 def packed(message: Message) -> dict[str, bytes]:

@@ -122,12 +122,22 @@ class OutputRecord:
         return not self.dtype
 
 
+CELL_BYTES = 16
+"""A value of a table, pickled: a number with its type."""
+
+
 @dataclass(frozen=True, slots=True)
 class Returned:
     """What comes back to the driver where it was asked for: the stacks by name, and the tables by label."""
 
     arrays: Mapping[str, NDArray[Any]]
     tables: Mapping[str, Mapping[str, Sequence[object]]] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """About what it takes in a message."""
+        cells = sum(len(column) for table in self.tables.values() for column in table.values())
+        return sum(array.nbytes for array in self.arrays.values()) + CELL_BYTES * cells
 
     def aligned(self) -> "Returned":
         """The same with arrays as compiled code wants them: in a message they lie at any address."""

@@ -118,7 +118,7 @@ class UnderWay(ABC):
                 reason = f"the worker can't run the attempt: {type(error).__name__}: {error}"
                 self._end(key, Failed(reason), None)
 
-    def _ended(self, key: AttemptKey, report: AttemptReport) -> None:
+    def _ended(self, key: AttemptKey, report: AttemptReport, returned: Returned | None) -> None:
         attempt = self._attempts.get(key)
         if attempt is None:
             return
@@ -127,11 +127,11 @@ class UnderWay(ABC):
             self.crew.retire(process, report.retire, broken=isinstance(report.outcome, WorkerDied))
         if report.disk_full and self.state == "running":
             self._hold_for_disk(report.disk_full)
-        if isinstance(report.outcome, Done) and attempt.returns_array:
+        if isinstance(report.outcome, Done) and attempt.returns_array and returned is None:
             attempt.done = True
             self._fetcher.submit(self._fetch, key, report, attempt.future)
             return
-        self._end(key, report.outcome, report)
+        self._end(key, report.outcome, report, returned and returned.aligned())
 
     def _fetch(self, key: AttemptKey, report: AttemptReport, future: Future) -> None:
         try:

@@ -122,6 +122,7 @@ class WorkerState:
         self._closing = threading.Event()
         self._last_problem = ""
         self._process = psutil.Process()
+        self.held_on_host = (0, 0)
         self._reporter = threading.Thread(target=self._keep_reporting, name="stackyard-memory", daemon=True)
         self._reporter.start()
         free = {0: self._free_on_device, **limit.readers()}
@@ -330,7 +331,8 @@ class WorkerState:
     def held(self) -> dict[str, tuple[int, int]]:
         """(held, reclaimable) bytes of this process, by device."""
         resident = self._process.memory_info().rss
-        found = {self.host.uuid: (resident, min(resident, self._idle_on_host()))}
+        self.held_on_host = resident, min(resident, self._idle_on_host())
+        found = {self.host.uuid: self.held_on_host}
         if self.device.kind is DeviceKind.CUDA:
             memory = self.pools.memory(0)
             held = sum(framework.held for framework in memory.frameworks.values())
@@ -365,8 +367,9 @@ class WorkerState:
         """
         if any(state.attempts.count for state in (self, *self._others())):
             return ""
-        resident = self._process.memory_info().rss
-        return self._growth.look(max(0, resident - self._idle_on_host()))
+        # As it was told at the end of the attempt, a moment ago: asking costs as much as a small step.
+        resident, idle = self.held_on_host
+        return self._growth.look(resident - idle)
 
     def measures(self, kind: str) -> bool:
         """True for the first attempts of a kind: measuring costs fresh memory, and soon tells no news."""

@@ -259,9 +259,11 @@ class StackyardScheduler(SchedulerPlugin):  # type: ignore[misc]  # distributed'
             self._tidying = asyncio.get_running_loop().create_task(self._tidy(scheduler))
 
     async def _tidy(self, scheduler: Scheduler) -> None:
-        # A worker that goes just now, as all do on a cluster that ends with its client, needs no telling.
-        with contextlib.suppress(OSError):
-            await scheduler.unregister_worker_plugin(None, self.worker_plugin)
+        # A worker that goes just now, as all do on a cluster that ends with its client, needs no telling; and
+        # the driver may have come so far by itself.
+        if self.worker_plugin in scheduler.worker_plugins:
+            with contextlib.suppress(OSError):
+                await scheduler.unregister_worker_plugin(None, self.worker_plugin)
         if self.worker_plugin in scheduler.nanny_plugins:
             with contextlib.suppress(OSError):
                 await scheduler.unregister_nanny_plugin(None, self.worker_plugin)

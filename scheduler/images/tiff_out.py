@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import uuid
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ OME_DTYPES = frozenset(
 TIFF_DTYPES = OME_DTYPES | {"int64", "uint64", "float16", "complex64", "complex128"}
 # A classic TIFF's offsets have 32 bits; what is left is for directories and metadata.
 BIGTIFF_BYTES = 2**32 - 2**25
+_NOT_IN_XML = re.compile("[^\\t\\n\\r -\ud7ff\ue000-\U0010ffff]")
 
 
 def check_tiff(array: np.ndarray[Any, Any], format: str) -> None:
@@ -103,6 +105,4 @@ def _as_text(value: object) -> str:
 
 def _xml_text(text: str) -> str:
     """Without the characters that XML 1.0 has no way to write: control codes and lone surrogates."""
-    return "".join(
-        char if char in "\t\n\r" or (" " <= char < "\ud800") or char > "\udfff" else "\ufffd" for char in text
-    )
+    return _NOT_IN_XML.sub("\ufffd", text)

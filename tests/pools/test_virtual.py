@@ -14,6 +14,7 @@ import pytest
 
 from memcore import OutOfDeviceMemoryError
 from pools import VirtualDeviceMemory
+from pools import process as process_module
 from pools.charge_table import ROW
 from pools.process import ProcessId, this_process
 
@@ -39,6 +40,7 @@ def child(script: str, *arguments: object) -> "subprocess.Popen[str]":
 HOLD = """
 import sys
 from pools import VirtualDeviceMemory
+from pools import process as process_module
 charge = VirtualDeviceMemory(sys.argv[1]).charge(int(sys.argv[2]), owner="child")
 print("charged", flush=True)
 sys.stdin.readline()
@@ -174,6 +176,7 @@ def test_threads_and_objects_of_one_process(device: VirtualDeviceMemory) -> None
 FORK = """
 import os, sys
 from pools import VirtualDeviceMemory
+from pools import process as process_module
 memory = VirtualDeviceMemory(sys.argv[1])
 mine = memory.charge(100, owner="parent")
 child = os.fork()
@@ -201,6 +204,7 @@ def test_a_forked_child_charges_for_itself(device: VirtualDeviceMemory) -> None:
 EVERY_INSTRUCTION = """
 import os, signal, sys
 from pools import VirtualDeviceMemory
+from pools import process as process_module
 
 path, capacity = sys.argv[1], int(sys.argv[2])
 INSIDE = ("virtual.py", "charge_table.py", "process.py")
@@ -262,6 +266,7 @@ CONTEND = """
 import sys
 from memcore import OutOfDeviceMemoryError
 from pools import VirtualDeviceMemory
+from pools import process as process_module
 memory = VirtualDeviceMemory(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -294,6 +299,7 @@ def test_processes_that_contend_never_overcommit(device: VirtualDeviceMemory) ->
 HAMMER = """
 import sys
 from pools import VirtualDeviceMemory
+from pools import process as process_module
 memory = VirtualDeviceMemory(sys.argv[1])
 print("ready", flush=True)
 held = []
@@ -329,3 +335,26 @@ def test_a_child_forked_while_another_thread_charged_can_charge(tmp_path: Path) 
             memory.charge(1)
             os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_process_that_was_seen_alive_is_dead_once_it_has_ended() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with child:
+        seen = ProcessId(child.pid, process_module._started(child.pid), this_process().namespace)
+        assert not seen.is_dead()
+        assert not seen.is_dead()
+        before = len(os.listdir("/proc/self/fd"))
+        child.kill()
+        # not waited for: a zombie is as dead
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert seen.is_dead()
+        assert len(os.listdir("/proc/self/fd")) < before, "its descriptor was kept"
+    assert seen.is_dead()
+
+
+def test_a_process_is_judged_where_there_are_no_descriptors_of_processes(monkeypatch) -> None:
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    monkeypatch.setattr(process_module, "_seen", {})
+    parent = ProcessId(os.getppid(), process_module._started(os.getppid()), this_process().namespace)
+    assert not parent.is_dead()
+    assert ProcessId(parent.pid, (parent.started or 0) - 1, parent.namespace).is_dead()

@@ -1,5 +1,7 @@
 """What becomes of jobs whose attempts don't succeed."""
 
+from dataclasses import replace
+
 import pytest
 
 from scheduler.core.events import (
@@ -12,7 +14,7 @@ from scheduler.core.events import (
     WorkerLost,
 )
 from scheduler.core.instructions import JobOutcome, Retry, Start, StopRun
-from scheduler.core.model import DeviceSnapshot
+from scheduler.core.model import DeviceSnapshot, Split
 from tests.scheduler.core.build import GIB, World, cpu, gpu, in_blocks, job, jobs, on_cpu, on_gpu
 
 
@@ -94,6 +96,49 @@ def test_more_host_memory_than_any_host_has_is_not_waited_for():
     assert world.finished["k0"].outcome is JobOutcome.FAILED
     reason = world.finished["k0"].decision.reason
     assert reason.endswith("9.1 GiB of host memory that a retry would ask for are more than any host has")
+
+
+def on_cpu_in_blocks(host, blocks):
+    return replace(on_cpu(host, 20.0, f"numpy/{blocks}"), split=Split("z", blocks))
+
+
+def test_host_memory_that_runs_out_is_tried_in_blocks_at_last():
+    world = World(cpu(total=8, slots=2))
+    world.add(job("k0", on_cpu(host=2), on_cpu_in_blocks(1, 2), on_cpu_in_blocks(0.5, 4)))
+    names = []
+    while "k0" in world.running:
+        names.append(world.running["k0"].plan.name)
+        world.end("k0", OutOfMemory(None, on_host=True))
+    assert names == ["numpy"] * 3 + ["numpy/2", "numpy/4"]
+    assert rungs(world) == ["more host memory"] * 2 + ["in 2 blocks", "in 4 blocks"]
+
+
+def test_a_reproducible_run_does_not_go_to_blocks_when_host_memory_runs_out():
+    world = World(cpu(total=8, slots=2), reproducible=True)
+    world.add(job("k0", on_cpu(host=2), on_cpu_in_blocks(1, 2)))
+    while "k0" in world.running:
+        assert world.running["k0"].plan.name == "numpy"
+        world.end("k0", OutOfMemory(None, on_host=True))
+    assert world.finished["k0"].outcome is JobOutcome.FAILED
+
+
+def test_blocks_are_chosen_up_front_where_no_process_may_take_the_whole():
+    world = World(replace(cpu(total=32), attempt_host_bytes=2 * GIB))
+    world.add(job("whole", on_cpu(host=2)), job("cut", on_cpu(host=3), on_cpu_in_blocks(1, 4)))
+    assert {name: placement.plan.name for name, placement in world.running.items()} == {
+        "whole": "numpy",
+        "cut": "numpy/4",
+    }
+    world.add(job("large", on_cpu(host=2.5)))
+    reason = world.finished["large"].decision.reason
+    assert "needs 2.5 GiB of host memory, and cpu has 2 GiB for one process at most" in reason
+
+
+def test_a_gpus_process_bounds_what_a_job_takes_of_its_host():
+    world = World(replace(gpu(), attempt_host_bytes=GIB), cpu(slots=0))
+    world.add(job("k0", on_gpu(1, host=1.5)), job("k1", on_gpu(1, host=0.5)))
+    assert list(world.running) == ["k1"]
+    assert "needs 1.5 GiB of host memory beside the device" in world.finished["k0"].decision.reason
 
 
 def test_refused_costs_no_rung_and_is_not_proposed_again_before_a_fresh_look():

@@ -26,6 +26,15 @@ def started(instructions):
     return [i.placement.job_id for i in instructions if isinstance(i, Start)]
 
 
+def test_a_process_that_may_take_more_than_the_others_is_given_what_waited_for_it():
+    small = replace(cpu(slots=1), attempt_host_bytes=GIB)
+    world = World(small, elastic=True)
+    world.add(job("large", on_cpu(host=2)), job("small", on_cpu(host=0.5)))
+    assert list(world.running) == ["small"]
+    join(world, replace(small, slots=2, attempt_host_bytes=4 * GIB))
+    assert world.running["large"].host_bytes >= 2 * GIB
+
+
 # draining
 
 

@@ -198,10 +198,12 @@ class World:
         """The scheduler has removed a worker process."""
         self.driver.hear(Left(address, address, expected))
 
-    def end(self, future: FakeFuture, outcome: Outcome | None = None, **report: Any) -> None:
-        """The worker tells how an attempt ended."""
+    def end(
+        self, future: FakeFuture, outcome: Outcome | None = None, *, returned: Any = None, **report: Any
+    ) -> None:
+        """The worker tells how an attempt ended; what it returned goes with the news."""
         told = AttemptReport(outcome or Done(), worker_pid=1, **report)
-        self.driver.hear(Ended(future.task.job_id, future.task.number, told))
+        self.driver.hear(Ended(future.task.job_id, future.task.number, told, returned))
 
     def run(self, *jobs: Job) -> str:
         """Run the jobs to their end; returns the state of the run."""

@@ -323,7 +323,7 @@ def test_the_end_is_told_before_nobody_is_here_any_more(
     def look(*_: Any) -> None:
         here.append(not state.attempts.wait_for_none(0.0))
 
-    monkeypatch.setattr(attempt_module, "tell", look)
+    monkeypatch.setattr(attempt_module, "tell_end", look)
     run_and_tell(make_task(), TOPIC)
     assert here == [True]
     assert state.attempts.wait_for_none(0.0)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,19 @@ from scheduler.core.model import Device, DeviceKind, DeviceSnapshot, Footprint, 
 from scheduler.execution import crew as crew_module
 from scheduler.execution import driver as driver_module
 from scheduler.execution.crew import ClusterTerms
-from scheduler.execution.messages import Evicted, Hello, Leaving, Left, Pulse, Readings, Released
-from scheduler.execution.task import Returned
+from scheduler.execution.messages import (
+    SMALL_BYTES,
+    Evicted,
+    Hello,
+    Leaving,
+    Left,
+    Pulse,
+    Readings,
+    Released,
+    heard,
+    tell_end,
+)
+from scheduler.execution.task import CELL_BYTES, AttemptReport, Returned
 from tests.scheduler.execution.fake_cluster import (
     CPU,
     GPU,
@@ -605,6 +617,36 @@ def test_an_array_that_was_asked_for_comes_with_the_end_of_its_job() -> None:
     returned = world.finishes["a"].array
     assert returned.arrays["stack"] is array
     assert returned.tables == {"measure": {"area": [1]}}
+
+
+def test_an_array_that_comes_with_the_news_is_not_fetched() -> None:
+    array = np.arange(24).reshape(2, 3, 4)
+
+    def work(future: FakeFuture) -> None:
+        future.array = MemoryError("fetched all the same")
+        world.end(future, returned=Returned({"stack": array}))
+        world.leave(future.address)
+
+    world = World(work, returns_array=True)
+    world.join("w1")
+    assert world.run(job("a")) == "done"
+    assert world.finishes["a"].array.arrays["stack"] is array
+    assert world.record.outcomes["a"] == [Done()]
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "cells", "stays"),
+    [(SMALL_BYTES, 0, False), (SMALL_BYTES + 1, 0, True), (SMALL_BYTES - 10 * CELL_BYTES, 11, True)],
+)
+def test_only_what_is_small_goes_with_the_news(nbytes: int, cells: int, stays: bool) -> None:
+    array, told = np.arange(nbytes).astype(np.uint8), []
+    returned = Returned({"stack": array}, {"measure": {"area": [1.0] * cells}} if cells else {})
+    worker: Any = SimpleNamespace(log_event=lambda topic, event: told.append((topic, heard((0.0, event)))))
+    report = AttemptReport(Done(), worker_pid=1)
+    assert tell_end(worker, "topic", ("a", 1), report, returned) is (returned if stays else None)
+    [(topic, ended)] = told
+    assert (topic, ended.job_id, ended.number, ended.report) == ("topic", "a", 1, report)
+    assert ended.returned is None if stays else (ended.returned.arrays["stack"] == array).all()
 
 
 def test_an_array_that_goes_with_its_worker_is_made_again_without_a_strike() -> None:

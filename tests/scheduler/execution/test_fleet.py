@@ -62,6 +62,16 @@ def test_a_cpus_processes_keep_one_job_ready_for_each_slot() -> None:
     assert (device.slots, device.prefetch) == (4, 4)
 
 
+def test_an_attempt_may_take_what_the_most_generous_process_gives() -> None:
+    fleet = Fleet(Client(), "topic")
+    fleet.add(replace(hello("a"), process_bytes=100))
+    assert fleet.devices()["C"].attempt_host_bytes == 100
+    fleet.add(replace(hello("b"), process_bytes=300))
+    assert fleet.devices()["C"].attempt_host_bytes == 300
+    fleet.add(hello("without a limit"))
+    assert fleet.devices()["C"].attempt_host_bytes == 0
+
+
 def test_a_gpus_window_is_its_own() -> None:
     fleet = Fleet(Client(), "topic")
     fleet.add(hello("a", GPU, slots=1))

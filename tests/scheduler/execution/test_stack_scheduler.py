@@ -55,8 +55,10 @@ def outcomes(scheduler: StackScheduler, job: str) -> list[str]:
     return with_it.outcomes(job)
 
 
-def test_a_job_comes_back_with_its_array_and_how_it_was_done(scheduler: StackScheduler) -> None:
-    given = stack()
+@pytest.mark.parametrize("given", [stack(), stack(shape=(4, 32, 64))], ids=["small", "fetched"])
+def test_a_job_comes_back_with_its_array_and_how_it_was_done(
+    scheduler: StackScheduler, given: np.ndarray
+) -> None:
     result = scheduler.submit(StackJob(given, [DOUBLED]), returns="array").result(DEADLINE_S)
     assert result.outcome is JobOutcome.DONE
     assert result.check() is result
