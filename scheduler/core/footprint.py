@@ -21,6 +21,9 @@ from scheduler.core.rates import Rate
 PRIOR_SPREAD = 0.03
 PRIOR_COUNT = 3
 WIDTH = 2.6
+# However much the declarations of others are off, a family's first measurement is believed within a factor of
+# exp(WIDTH * sqrt(2) * MOST_SPREAD), which is 2.5; what its own scatter says comes on top.
+MOST_SPREAD = 0.25
 # Before anything was measured a declared host footprint gets this margin; device footprints run alone
 # instead.
 COLD_MARGIN = 1.25
@@ -46,7 +49,8 @@ class _Spread:
 
     @property
     def variance(self) -> float:
-        return (PRIOR_COUNT * PRIOR_SPREAD**2 + self.squares) / (PRIOR_COUNT + self.freedom)
+        pooled = (PRIOR_COUNT * PRIOR_SPREAD**2 + self.squares) / (PRIOR_COUNT + self.freedom)
+        return min(pooled, MOST_SPREAD**2)
 
 
 @dataclass(slots=True)

@@ -41,6 +41,19 @@ def test_never_below_what_was_once_measured_for_the_same_kind():
     assert estimates.device_bytes("f", "k3", PLAN, "A") < 7 * GIB
 
 
+def test_what_others_declare_at_random_widens_nobodys_margin_without_bound():
+    estimates = Estimates()
+    choose = random.Random(3)
+    for _ in range(300):
+        estimates.observe_device_peak("wild", "w", PLAN, "A", int(4 * GIB * choose.lognormvariate(0, 2.0)))
+        estimates.observe_host_peak("wild", "w", PLAN, int(2 * GIB * choose.lognormvariate(0, 2.0)))
+    estimates.observe_device_peak("f", "k", PLAN, "A", 4 * GIB)
+    estimates.observe_host_peak("f", "k", PLAN, 2 * GIB)
+    assert 9 * GIB < estimates.device_bytes("f", "k", PLAN, "A") < 10.1 * GIB
+    assert 4.5 * GIB < estimates.host_bytes("f", "k", PLAN) < 5.1 * GIB
+    assert estimates.device_bytes("wild", "w2", PLAN, "A") > 100 * GIB, "its own scatter is its own"
+
+
 def test_an_overstated_model_comes_down_when_measurements_agree():
     estimates = Estimates()
     for _ in range(50):
