@@ -15,7 +15,7 @@ from memcore.info import bytes_text
 from memcore.memory_type import GpuId
 from pools.block import Block
 from pools.budget import Budget
-from pools.errors import ForkedPoolError, PoolExhaustedError
+from pools.errors import DevicePoolExhaustedError, ForkedPoolError, PoolExhaustedError
 from pools.holder import Holder, current_holder
 from pools.host_store import HostStore
 from pools.idle import IdleBlocks
@@ -257,7 +257,8 @@ class ArrayPool:
         with self._lock:
             self._refused += 1
             in_use, idle = self._bytes_lent, self._idle.nbytes
-        raise PoolExhaustedError(
+        kind = PoolExhaustedError if self.device == "cpu" else DevicePoolExhaustedError
+        raise kind(
             f"{self.memory_type} pool on {self.device}: {nbytes} bytes ({bytes_text(nbytes)}) asked"
             f"{holder_text(holder)}, but {self.budget} are taken ({bytes_text(in_use)} in use and "
             f"{bytes_text(idle)} idle in this pool). Release arrays, or raise the limit"

@@ -1,8 +1,14 @@
 """What a pool refuses, and why. All of these survive pickling."""
 
+from memcore.errors import OutOfDeviceMemoryError
+
 
 class PoolExhaustedError(MemoryError):
     """The bytes asked for don't fit under the limit, even with every idle buffer given back."""
+
+
+class DevicePoolExhaustedError(OutOfDeviceMemoryError, PoolExhaustedError):
+    """The same of a device's limit: it is device memory that ran out, and not the host's."""
 
 
 class LeaseEndedError(RuntimeError):

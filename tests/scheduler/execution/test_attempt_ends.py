@@ -1,6 +1,7 @@
 """What an attempt leaves behind, whatever its end: its array, output and report, and nothing reserved."""
 
 import errno
+import pickle
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from memcore import backend_of
+from pools import ArrayPool, PoolExhaustedError
 from pools.virtual import VirtualDeviceMemory
 from scheduler.core.events import Cancelled, Done, Failed, OutOfMemory, Refused, WorkerDied
 from scheduler.core.model import Device, DeviceKind
@@ -288,6 +290,16 @@ def test_a_gpu_whose_failures_show_only_in_values_is_found_broken(
     )
     why = attempt_module._why_broken(on_cuda, make_task(memory_type="jax"))  # type: ignore[arg-type]
     assert why == "jax can't use gpu0 any more: RuntimeError: INTERNAL: CUDA_ERROR_ILLEGAL_ADDRESS"
+
+
+@pytest.mark.parametrize("device", [0, "cpu"])
+def test_a_pool_that_is_exhausted_says_whose_memory_ran_out(device: int | str) -> None:
+    pool = ArrayPool(1000, device=device)
+    with pytest.raises(PoolExhaustedError, match="1001 bytes") as caught:
+        pool.acquire(1001, "uint8")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value)
+    assert attempt_module._of_device(again) is (device == 0)
 
 
 # as a Dask task
