@@ -6,7 +6,7 @@ Ours, a Dask script, dask-image with `map_overlap`, and a loop take turns at the
 has done 20 (200 with --full); all of them call the same functions, and each result must have the loop's
 pixels. Peak memory is that of the processes that do the work, all together; a device is idle where its core
 is. Then the same once more where each worker process may have half of the memory that the chain takes by
-hand. Writes end_to_end.json with the machine.
+hand beyond an idle process. Writes end_to_end.json with the machine.
 """
 
 import argparse
@@ -128,7 +128,7 @@ def compare(scale: Scale, folder: Path) -> list[Row]:
         rows.append(Row("end_to_end", form, "map_overlap", note=why))
     if scale.limited:
         idle, peak = contenders.footprint(sources[0], folder)
-        rows += under_a_limit(form, turns, scale, peak // 2 if peak // 2 > idle else peak, peak)
+        rows += under_a_limit(form, turns, scale, (idle + peak) // 2, peak)
     return rows
 
 
