@@ -89,7 +89,10 @@ class Announcer:
 
 def metrics_url(client: Client) -> str:
     """Where the scheduler of `client` serves metrics; "" if it serves no pages."""
-    link = client.dashboard_link
+    try:
+        link = client.dashboard_link
+    except KeyError:  # a template of Dask's configuration names a variable that isn't set here
+        return ""
     return f"{link.rpartition('/')[0]}/metrics" if link else ""
 
 

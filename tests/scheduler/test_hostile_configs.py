@@ -176,3 +176,21 @@ def test_what_is_no_run(here: Path, command: str, there: str) -> None:
         run.mkdir()
         (run / "journal.sqlite").write_bytes(b"" if there == "an empty journal" else os.urandom(5000))
     assert "run" in refused(command, "run")
+
+
+def test_planes_that_are_there_twice_or_not_at_all_are_named(here: Path) -> None:
+    Path("config.yaml").write_text(WHOLE)
+    stacks = here / "stacks"
+    (stacks / "a_z00.tif").write_bytes((stacks / "a_z0.tif").read_bytes())
+    said = refused("run", "config.yaml")
+    assert "a_z0.tif" in said
+    assert "a_z00.tif" in said
+    (stacks / "a_z00.tif").rename(stacks / "a_z3.tif")
+    assert "2" in refused("run", "config.yaml")
+    for path in stacks.iterdir():
+        path.unlink()
+    assert "it is empty" in refused("run", "config.yaml")
+    stacks.rmdir()
+    os.mkfifo(stacks)
+    assert "stacks" in refused("run", "config.yaml")
+    assert not (here / "out").exists()

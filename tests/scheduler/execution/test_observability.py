@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -19,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from scheduler import StackJob
+from scheduler.execution.announcer import metrics_url
 from scheduler.execution.cluster import local_cluster
 from scheduler.execution.errors import ClusterError
 from scheduler.execution.events import TOPIC, Events, taken
@@ -197,6 +199,28 @@ def test_each_session_of_a_client_is_forgotten_alone_or_with_the_client() -> Non
     assert runs() == set()
     collector.show("b", "4", RunFigures("run-4"), registry)
     assert runs() == {"4"}
+
+
+@pytest.mark.parametrize(
+    ("link", "url"),
+    [
+        ("http://127.0.0.1:8787/status", "http://127.0.0.1:8787/metrics"),
+        ("/user/me/proxy/8787/status", "/user/me/proxy/8787/metrics"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_metrics_are_beside_the_dashboard(link: str | None, url: str) -> None:
+    assert metrics_url(SimpleNamespace(dashboard_link=link)) == url
+
+
+def test_a_dashboard_link_that_cannot_be_made_is_no_error() -> None:
+    class Client:
+        @property
+        def dashboard_link(self) -> str:
+            raise KeyError("JUPYTERHUB_SERVICE_PREFIX")
+
+    assert metrics_url(Client()) == ""
 
 
 def test_events_go_to_who_follows_until_they_leave() -> None:
