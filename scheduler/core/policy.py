@@ -35,7 +35,7 @@ class Policy:
     reproducible: bool = False
     elastic: bool = False
     join_wait_s: float = 120.0
-    absence_wait_s: float = 60.0
+    absence_wait_s: float = 120.0
     max_failures: int = 10
     overtake_limit: int = 64
     max_oom_attempts: int = 3

@@ -14,7 +14,7 @@ from scheduler.execution.record import JournalRecord
 # A nanny's word on the end of its process may overtake the process's own last words.
 JUDGEMENT_S = 0.1
 # A nanny tries once to bring its process back and then gives up; on a busy machine that once takes its time.
-ABSENCE_S = 60.0
+ABSENCE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
