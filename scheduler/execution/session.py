@@ -34,7 +34,6 @@ from scheduler.images.errors import OutputError
 WORKERS_S = 60.0
 TURN_S = 0.25
 NOBODY_YET = "no worker has joined the cluster yet: the jobs wait for the first"
-TRYING = "the workers try the libraries that the steps need"
 CLOSED = "the scheduler is being closed"
 
 
@@ -115,7 +114,7 @@ class Session:
         self._targets: set[tuple[str, int | None]] = set()
         fleet = self._fleet = Fleet(client, topic)
         elastic = (DeviceKind.CUDA, DeviceKind.CPU) if terms.elastic else ()
-        self._planner = Planner(fleet, record.remark, expected=elastic)
+        self._planner = Planner(fleet, record.remark, self._hint, expected=elastic)
         self._dispatcher = Dispatcher(policy, (), self._learned(), pins=pins)
         self._driver = Driver(
             fleet,
@@ -174,6 +173,9 @@ class Session:
             self._driver.crew.wait_for_one(TURN_S)
         self.record.hint = ""
 
+    def _hint(self, text: str) -> None:
+        self.record.hint = text
+
     def _end_at_once(self, reason: str) -> None:
         self.stop(reason, grace_s=0.0)
         self.join()
@@ -207,9 +209,7 @@ class Session:
         if not self._thread.is_alive() or self._driver.state != "running":
             raise RuntimeError("nothing more is started here") from self.error
         self.wait_for_worker(stop)
-        self.record.hint = TRYING
         plans = [self._planner.plans(request.chain, request.forms) for request in requests]
-        self.record.hint = ""
         jobs = [dispatcher_job(*each, batch=self._batch) for each in zip(requests, plans, strict=True)]
         self._batch += 1
         with self._lock:

@@ -76,8 +76,8 @@ class Planner:
     """Plans for chains and the forms of their stacks, of memory types that work in the workers there.
 
     What a plan uses on GPUs is tried in their workers, once and only then, since a framework takes seconds to
-    import. `remark` is told of what doesn't work, and why. Workers of the kinds `expected` may come later:
-    there are plans for them too.
+    import. `remark` is told of what doesn't work, and why, and `hint` of what is being tried, for as long as
+    that goes on. Workers of the kinds `expected` may come later: there are plans for them too.
 
     Notes
     -----
@@ -86,9 +86,15 @@ class Planner:
     """
 
     def __init__(
-        self, fleet: Fleet, remark: Callable[[str], None], *, expected: Iterable[DeviceKind] = ()
+        self,
+        fleet: Fleet,
+        remark: Callable[[str], None],
+        hint: Callable[[str], None] = lambda _: None,
+        *,
+        expected: Iterable[DeviceKind] = (),
     ) -> None:
         self._fleet = fleet
+        self._hint = hint
         self._expected = tuple(expected)
         self._remark = remark
         # Kinds of device that have ever been there: one may just be away, as its process is replaced.
@@ -171,7 +177,9 @@ class Planner:
             if "tensorflow" in names and "pyclesperanto" in usable[device.kind]:
                 # PoCL must be loaded before TensorFlow, and later on it may be the next best.
                 names = ["pyclesperanto", *(name for name in names if name != "pyclesperanto")]
+            self._hint(f"the worker of {device.name} tries {', '.join(names)}")
             broken = self._try(process, chain, names)
+            self._hint("")
             for name, problem in broken.items():
                 found = True
                 self._broken.setdefault(device.kind, {})[name] = problem

@@ -21,12 +21,9 @@ from scheduler.execution.growth import Growth
 from scheduler.execution.residents import Residents
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.runs_here import states_here
-from scheduler.execution.workplace import ProcessLimit
-from scheduler.host.memory import HostProbe
-from scheduler.host.nvml import NvmlProbe
-from scheduler.host.reading import Probe, Reading
+from scheduler.execution.workplace import ProcessLimit, worker_probes
+from scheduler.host.reading import Reading
 from scheduler.host.reservations import Denial, Grant, Reservations
-from scheduler.host.timed import TimedProbe
 from scheduler.host.virtual import VirtualProbe
 from scheduler.steps.resolve import ResolvedStep, StepSpec
 
@@ -112,7 +109,7 @@ class WorkerState:
         )
         self._on_tick = on_tick
         self._reservations = Reservations(run=settings.run_id)
-        self._probes = _worker_probes(settings, device, host)
+        self._probes = worker_probes(settings, device, host)
         self._steps: dict[StepSpec, ResolvedStep] = {}
         self._lock = threading.Lock()
         self._accounting = threading.Lock()
@@ -263,10 +260,11 @@ class WorkerState:
         memory, uuid = self.virtual_memory(), self.device.uuid
         with contextlib.ExitStack() as charge:
             with self._accounting:
-                # Noted before it is taken: else a probe in between would see a stranger's bytes.
-                self._reservations.measure(uuid, memory.used_by(os.getpid()) + nbytes, 0)
+                # At once: noted before it is taken it would hide a stranger's bytes, and after it be some.
+                held = memory.used_by(os.getpid()) + nbytes
+                with self._reservations.measuring(uuid, held, 0):
+                    charge.enter_context(memory.charge(nbytes, what))
                 self._reported.pop(uuid, None)
-                charge.enter_context(memory.charge(nbytes, what))
             yield
 
     def virtual_memory(self) -> VirtualDeviceMemory:
@@ -390,13 +388,3 @@ class WorkerState:
         if not self._others():
             self._reservations.withdraw()
         self._reservations.close()
-
-
-def _worker_probes(settings: WorkerSettings, device: Device, host: Device) -> Mapping[str, Probe]:
-    probes: dict[str, Probe] = {host.uuid: HostProbe((host.total_bytes,), slots=host.slots)}
-    if device.kind is DeviceKind.CUDA:
-        probes[device.uuid] = TimedProbe(NvmlProbe(), 1.0)
-    elif device.kind is DeviceKind.VIRTUAL:
-        capacities = [each.total_bytes for each in settings.virtual]
-        probes[device.uuid] = VirtualProbe(capacities, settings.virtual_tag)
-    return probes

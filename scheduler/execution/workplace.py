@@ -16,8 +16,12 @@ from pools.cgroup import Cgroup
 from pools.pressure import host_free
 from scheduler.core.model import Device, DeviceKind
 from scheduler.execution.environment import THREAD_VARIABLES
+from scheduler.execution.run_settings import WorkerSettings
 from scheduler.host.memory import SHARE_VARIABLE, HostProbe
 from scheduler.host.nvml import NvmlProbe
+from scheduler.host.reading import Probe
+from scheduler.host.timed import TimedProbe
+from scheduler.host.virtual import VirtualProbe
 
 EXPECTED_ON_GPU = {
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -128,6 +132,17 @@ def find_workplace(
         replace(gpus[0], headroom_bytes=headroom_bytes, prefetch=1) if gpus else replace(host, slots=threads)
     )
     return Workplace(device, host, tuple(problems))
+
+
+def worker_probes(settings: WorkerSettings, device: Device, host: Device) -> Mapping[str, Probe]:
+    """What reads a worker's device and its host, by uuid."""
+    probes: dict[str, Probe] = {host.uuid: HostProbe((host.total_bytes,), slots=host.slots)}
+    if device.kind is DeviceKind.CUDA:
+        probes[device.uuid] = TimedProbe(NvmlProbe(), 1.0)
+    elif device.kind is DeviceKind.VIRTUAL:
+        capacities = [each.total_bytes for each in settings.virtual]
+        probes[device.uuid] = VirtualProbe(capacities, settings.virtual_tag)
+    return probes
 
 
 def named_for_cluster(device: Device) -> Device:

@@ -182,6 +182,16 @@ class Reservations:
         with self._transaction() as connection:
             self._measure(connection, this_process(), device, held, reclaimable)
 
+    @contextmanager
+    def measuring(self, device: str, held: int, reclaimable: int) -> Iterator[None]:
+        """Note what this process will hold on a device after the block, which nobody can see half done.
+
+        Nothing is noted if the block raises.
+        """
+        with self._transaction() as connection:
+            self._measure(connection, this_process(), device, held, reclaimable)
+            yield
+
     def withdraw(self) -> None:
         """This process works here no more: what it holds counts as a stranger's, until it measures again."""
         process = this_process()

@@ -39,7 +39,11 @@ class WatchReport:
 
 @dataclass(frozen=True, slots=True)
 class HogLook:
-    """What the hogs held at least, in bytes by device, at a moment (seconds, monotonic)."""
+    """What the hogs held at least, in bytes by device, at a moment (seconds, monotonic).
+
+    The moment of a look before the table was read isn't later than the look, and that of one after it isn't
+    earlier.
+    """
 
     at: float
     held: Mapping[str, int]
@@ -144,10 +148,11 @@ def _watch(
             told = False
             while not told:
                 told = end.poll(LOOK_S)
-                before = HogLook(time.monotonic(), dict(zip(hog_uuids, held, strict=False)))
+                began = time.monotonic()
+                before = dict(zip(hog_uuids, held, strict=False))
                 rows = [row for row in table.rows() if row.run == run]
-                after = HogLook(time.monotonic(), dict(zip(hog_uuids, held, strict=False)))
-                promises.look(rows, before, after)
+                after = dict(zip(hog_uuids, held, strict=False))
+                promises.look(rows, HogLook(began, before), HogLook(time.monotonic(), after))
             end.recv()
             end.send(promises.report())
         except (EOFError, OSError):

@@ -101,12 +101,13 @@ def test_a_process_that_does_not_answer_is_not_waited_for() -> None:
 
 def test_a_library_that_hangs_a_gpus_worker_is_not_used_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scheduler.execution.usable.ANSWER_S", 0.01)
-    client, remarks = Client(), list[str]()
+    client, remarks, hints = Client(), list[str](), list[str]()
     fleet = Fleet(client, "topic")
     fleet.add(replace(hello("g", GPU), installed=("torch",)))
     chain = Chain.of([StepSpec("gaussian", {"sigma": 1.0}, memory=("torch",))])
     with pytest.raises(StepError, match="the worker of gpu0 hung when it loaded torch"):
-        Planner(fleet, remarks.append).plans(chain, ((2, 3, 5), "uint16"))
+        Planner(fleet, remarks.append, hints.append).plans(chain, (("stack", ((2, 3, 5), "uint16")),))
     assert client.answers.wait(30.0)
     assert client.restarted == ["g"]
+    assert hints == ["the worker of gpu0 tries torch", ""]
     assert remarks == ["the worker of gpu0 hung when it loaded torch: no answer within 0.01 s"]

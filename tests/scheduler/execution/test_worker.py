@@ -1,6 +1,7 @@
 """What a worker process tells the reservation table of the memory that it holds."""
 
 import contextlib
+import fcntl
 import secrets
 import threading
 import time
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pools.virtual import VirtualDeviceMemory
+from memcore import OutOfDeviceMemoryError
+from pools.virtual import Charge, VirtualDeviceMemory
 from scheduler.core.model import Device, DeviceKind, ProcessMemory
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.worker import WorkerState
 from scheduler.host.reservations import Reservations
+from scheduler.host.table_file import default_path
 
 MIB = 1 << 20
 TAG = f"test-worker-{secrets.token_hex(3)}"
@@ -122,6 +125,33 @@ def test_charges_of_two_threads_add_up_in_the_table(
         thread.join(timeout=30)
     assert (found.held_bytes, found.reserved_bytes) == (800, 800)
     until(lambda: mine(table, VIRTUAL).held_bytes == 0)
+
+
+def test_nobody_sees_a_charge_without_its_note_nor_a_note_without_its_charge(
+    make_worker: Callable[[Device], WorkerState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker(VIRTUAL)
+    charge, lock = VirtualDeviceMemory.charge, default_path().with_suffix(".lock").open()
+    kept_out: list[bool] = []
+
+    def look_meanwhile(self: VirtualDeviceMemory, nbytes: int, owner: str = "") -> Charge:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kept_out.append(True)
+        return charge(self, nbytes, owner)
+
+    monkeypatch.setattr(VirtualDeviceMemory, "charge", look_meanwhile)
+    with lock, worker.charged(300, "job"):
+        assert kept_out == [True]
+
+
+def test_what_could_not_be_charged_is_not_noted(
+    make_worker: Callable[[Device], WorkerState], table: Reservations
+) -> None:
+    worker = make_worker(VIRTUAL)
+    with worker.charged(300, "fits"), pytest.raises(OutOfDeviceMemoryError), worker.charged(800, "doesn't"):
+        pass
+    assert [process.held_bytes for process in table.processes(VIRTUAL.uuid) if process.held_bytes > 300] == []
 
 
 def test_pools_of_a_virtual_device_are_bounded_under_its_own_number(tmp_path: Path) -> None:
