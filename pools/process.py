@@ -42,6 +42,7 @@ _this: ProcessId | None = None
 # A descriptor for each process that was seen alive: asking it costs a tenth of looking into /proc, and it
 # can't be taken for that of a later process with the same pid. No lock: a fork might find it taken for good.
 _seen: dict[ProcessId, int] = {}
+MOST_SEEN = 64
 
 
 def _lives(process: ProcessId) -> bool:
@@ -64,6 +65,9 @@ def _see(process: ProcessId) -> bool:
     except (AttributeError, OSError):  # Linux 5.3 and later; or it has gone, which the next look tells
         return True
     # Looked at again: the pid may have been given to another process before it was opened.
+    if len(_seen) >= MOST_SEEN:
+        for other in list(_seen):
+            _lives(other)  # drops those of the dead, after whom nobody may ask again
     lives = _started(process.pid) == process.started
     if not lives or _seen.setdefault(process, descriptor) != descriptor:
         os.close(descriptor)

@@ -219,7 +219,7 @@ class Driver(UnderWay):
         self._look_after_cluster()
         for key, elapsed in self._watchdog.silent(now):
             self._feed(AttemptBegan(now, *key, elapsed))
-        self._look_after_tasks()
+        self._look_after_tasks(now)
         self._look_after_cancelled(now)
         self._look_after_table(now)
         self._give_up_on_absent(now)

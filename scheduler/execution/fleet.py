@@ -21,6 +21,7 @@ from scheduler.images.stack import StackSource
 
 AttemptKey = tuple[str, int]
 LARGE_BYTES = 1 << 20
+NEVER = 1 << 60
 # A process that can still hear does so at once.
 HURRY_S = 1.0
 
@@ -161,7 +162,7 @@ class Fleet:
             if sum(stack.nbytes for stack in stacks if not isinstance(stack, StackSource)) >= LARGE_BYTES:
                 # An array is sent with its attempt, and again with the next one: that is meant.
                 quietly.enter_context(
-                    dask.config.set({"distributed.admin.large-graph-warning-threshold": "1EiB"})
+                    dask.config.set({"distributed.admin.large-graph-warning-threshold": NEVER})
                 )
             future = self.client.submit(
                 run_and_tell,

@@ -10,6 +10,7 @@ from scheduler.core.model import Job, JobPlan
 from scheduler.execution.task import OutputTarget, Source, Stack, named_stacks
 from scheduler.images.arrays import ArrayFile
 from scheduler.images.stack import StackSource
+from scheduler.steps.carried import STACK
 from scheduler.steps.resolve import ResolvedStep, StepSpec
 
 Form = tuple[tuple[int, int, int], str]
@@ -86,8 +87,9 @@ class JobRequest:
 
     @cached_property
     def family(self) -> str:
-        """What jobs have in common that learn from one another: chain, parameters and dtypes."""
-        return f"{self.chain.digest}:{'+'.join(dtype for _, (_, dtype) in self.forms)}"
+        """What jobs that learn from one another share: chain, parameters, names and dtypes of stacks."""
+        stacks = (dtype if name == STACK else f"{name} {dtype}" for name, (_, dtype) in self.forms)
+        return f"{self.chain.digest}:{'+'.join(stacks)}"
 
 
 def _form(stack: Stack) -> Form:

@@ -60,6 +60,10 @@ class NewJob:
     dtype: str
 
 
+# How long a reader, such as a backup, may keep the file to itself. Commits wait in a thread of their own.
+BUSY_S = 60.0
+
+
 @dataclass(frozen=True, slots=True)
 class JournalJob:
     """One row of the job table: `state` is waiting, running, done, failed, cancelled or set_aside.
@@ -130,7 +134,7 @@ class Journal:
         """Open the journal of a run that goes on; sqlite3.OperationalError if there is none."""
         # It is made and closed in the caller's thread, and between these written in the driver's.
         uri = f"{path.absolute().as_uri()}?mode=rw"
-        return cls(sqlite3.connect(uri, uri=True, check_same_thread=False))
+        return cls(sqlite3.connect(uri, uri=True, check_same_thread=False, timeout=BUSY_S))
 
     @classmethod
     def open_readonly(cls, path: Path) -> Self:

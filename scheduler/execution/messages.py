@@ -7,6 +7,7 @@ from typing import Any
 
 from distributed import Worker
 
+from scheduler.core.events import Failed
 from scheduler.core.model import Device, DeviceSnapshot
 from scheduler.execution.task import AttemptReport, Returned
 
@@ -144,14 +145,22 @@ def tell_end(
     return None if small else returned
 
 
-def packed(message: Message) -> dict[str, bytes]:
+def packed(message: Message) -> dict[str, Any]:
     """The message in a form that Dask's events can carry."""
-    return {"told": pickle.dumps(message)}
+    told: dict[str, Any] = {"told": pickle.dumps(message)}
+    return told | ({"ended": [message.job_id, message.number]} if isinstance(message, Ended) else {})
 
 
 def heard(event: tuple[float, Mapping[str, Any]]) -> Message:
     """The message of one event of the topic."""
     if "unfit" in event[1]:  # from a process that need not have this module
         return Unfit(*event[1]["unfit"])
-    message: Message = pickle.loads(event[1]["told"])
+    try:
+        message: Message = pickle.loads(event[1]["told"])
+    except Exception as error:  # a step's table may hold what can't be rebuilt here
+        if "ended" not in event[1]:
+            raise
+        job_id, number = event[1]["ended"]
+        reason = f"what its attempt returned can't be read here: {type(error).__name__}: {error}"
+        return Ended(job_id, number, AttemptReport(Failed(reason), worker_pid=0))
     return message

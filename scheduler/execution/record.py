@@ -291,14 +291,14 @@ class JournalRecord:
 
     @contextlib.contextmanager
     def _room(self, what: str) -> Iterator[None]:
-        """A full disk is told by `no_room`; the run ends by it in order."""
+        """What can't be written, as on a full disk, is told by `no_room`; the run ends by it in order."""
         try:
             yield
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
-                raise
             self._journal.roll_back()
-            self.no_room = f"no space left for {what} in {self.run_dir}"
+            full = error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
+            why = "no space left for" if full else f"{error}:"
+            self.no_room = f"{why} {what} in {self.run_dir}"
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

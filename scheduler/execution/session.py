@@ -106,6 +106,8 @@ class Session:
         self._terms = terms
         self._requests: dict[str, JobRequest] = {}
         self._futures: dict[str, StackFuture] = {}
+        # Callbacks run there: one may submit the next job, and wait for what the driver has to see to.
+        self._results = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="stackyard-results")
         self._lock = threading.Lock()
         self._asked_to_stop = False
         self._batch = 0
@@ -258,7 +260,8 @@ class Session:
         return self.record.status
 
     def sum_up(self, state: str | None = None) -> RunSummary:
-        """Close the record, keep what was learned, and sum up; once, after the end."""
+        """Close the record, keep what was learned, and sum up; once, after the end of every future."""
+        self._results.shutdown()
         self._keep(self._dispatcher.estimates)
         state = state or ("failed" if self.error is not None else self._driver.state)
         if state == "running" and self._asked_to_stop and self.record.left:
@@ -284,12 +287,12 @@ class Session:
             self._over = True
             left = [future for future in self._futures.values() if not future.done()]
         for future in left:
-            if self.error is not None:
-                future.set_exception(self.error)
-            elif self._driver.end_reason == CLOSED:
-                future._cancelled()
-            else:
-                future.set_exception(JobFailedError(f"not done: {self._driver.end_reason}"))
+            if self.error is None and self._driver.end_reason == CLOSED:
+                self._results.submit(future._cancelled)
+                continue
+            why = self.error or JobFailedError(f"not done: {self._driver.end_reason}")
+            self._results.submit(future.set_exception, why)
+        self._results.shutdown(wait=False)
 
     def _task(self, placement: Placement) -> AttemptTask:
         request = self._requests[placement.job_id]
@@ -318,27 +321,28 @@ class Session:
         returned: Returned | None,
     ) -> None:
         with self._lock:
-            del self._requests[job_id]
+            request = self._requests.pop(job_id)
             future = self._futures.pop(job_id)
+            if outcome is not JobOutcome.DONE and request.output is not None:
+                self._targets -= request.output.claims()
         if outcome is JobOutcome.CANCELLED:
-            future._cancelled()
+            self._results.submit(future._cancelled)
             return
         done = report.outcome if report is not None and isinstance(report.outcome, Done) else None
         on_cpu = placement is not None and not placement.reserve_bytes
         peak = None if done is None else done.host_peak_bytes if on_cpu else done.device_peak_bytes
         written = report.outputs if report is not None and outcome is JobOutcome.DONE else ()
-        future.set_result(
-            JobResult(
-                outcome,
-                tuple(Path(output.path) for output in written),
-                {} if returned is None else returned.arrays,
-                {} if returned is None else returned.tables,
-                self.record.device_name(placement.device) if placement is not None else "",
-                placement.attempt if placement is not None else 0,
-                peak,
-                reason,
-            )
+        result = JobResult(
+            outcome,
+            tuple(Path(output.path) for output in written),
+            {} if returned is None else returned.arrays,
+            {} if returned is None else returned.tables,
+            self.record.device_name(placement.device) if placement is not None else "",
+            placement.attempt if placement is not None else 0,
+            peak,
+            reason,
         )
+        self._results.submit(future.set_result, result)
 
     # what is learned
 

@@ -136,7 +136,7 @@ class StackScheduler(Session):
         memory_section = _section(MemoryConfig, memory)
         self._jobs = _section(JobsConfig, jobs)
         self._own = _own
-        self._names = (f"job-{number:06}" for number in itertools.count(1))
+        self._numbers = itertools.count(1)
         self._chains: dict[tuple[StepSpec, ...], Chain] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         if _record is None:
@@ -211,11 +211,13 @@ class StackScheduler(Session):
             self.stop(CLOSED, grace_s=0.0)
         self.finish()
         self.join()
-        self.summary = self.sum_up()
-        self._announcer.close()
-        if self._own is None:
-            self.disconnect()
-        self._remove_folder()
+        try:
+            self.summary = self.sum_up()
+        finally:
+            self._announcer.close()
+            if self._own is None:
+                self.disconnect()
+            self._remove_folder()
 
     def _end_at_once(self, reason: str) -> None:
         super()._end_at_once(reason)
@@ -253,7 +255,8 @@ class StackScheduler(Session):
         )
 
     def _new_name(self) -> str:
-        return next(name for name in self._names if name not in self._names_taken)
+        names = (f"job-{next(self._numbers):06}" for _ in itertools.repeat(None))
+        return next(name for name in names if name not in self._names_taken)
 
     def _chain(self, steps: Sequence[Step]) -> Chain:
         if isinstance(steps, str | Mapping) or not steps:

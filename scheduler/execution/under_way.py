@@ -22,6 +22,8 @@ from scheduler.execution.watchdog import Watchdog
 
 STOP_GRACE_S = 10.0
 LOST_ARRAY = "its worker has gone with its array"
+# A task's end and the report of its attempt come by one way, the report first.
+UNTOLD_S = 15.0
 # A job that is sent back through no fault of its own so often doesn't get on here.
 MAX_REQUEUES = 32
 
@@ -45,6 +47,7 @@ class Attempt:
     returns_array: bool
     done: bool = False
     killed: bool = False
+    finished_at: float | None = None
     cancelled_at: float | None = None
     reason: str = ""
 
@@ -88,7 +91,7 @@ class UnderWay(ABC):
         if placement.job_id in self._cut_short and task.output is not None:
             # The worker may have died after its output was in place and before that was told.
             task = replace(task, output=replace(task.output, overwrite=True))
-        future = self._fleet.submit_attempt(task, device=placement.device)
+        future = self._sent(task, placement.device)
         if isinstance(future, Outcome):
             why_not = future
             self._inbox.put(lambda: self._conclude(placement, why_not, None))
@@ -98,13 +101,25 @@ class UnderWay(ABC):
         assert process is not None
         self._watchdog.submitted(key, process.address, time.monotonic())
 
-    def _look_after_tasks(self) -> None:
+    def _sent(self, task: AttemptTask, device: str) -> Future | Outcome:
+        try:
+            return self._fleet.submit_attempt(task, device=device)
+        except Exception as error:  # noqa: BLE001  what one job holds may be what can't be sent
+            reason = f"the attempt can't be sent: {type(error).__name__}: {error}"
+            return Failed(reason) if self._fleet.connected else WorkerDied(reason, blame=False)
+
+    def _look_after_tasks(self, now: float) -> None:
         """The report tells how an attempt ended; this is for tasks that could not even be run.
 
         A callback for each task would take a thread's turn at the end of every attempt.
         """
         for key, attempt in list(self._attempts.items()):
             future = attempt.future
+            if future.status == "finished" and not attempt.done:
+                attempt.finished_at = attempt.finished_at or now
+                if now - attempt.finished_at >= UNTOLD_S:
+                    self._end(key, WorkerDied("its task has ended without a word", blame=False), None)
+                continue
             if future.status in ("pending", "finished") or attempt.cancelled_at is not None or attempt.killed:
                 continue
             if future.status != "error":

@@ -178,8 +178,10 @@ class Planner:
                 # PoCL must be loaded before TensorFlow, and later on it may be the next best.
                 names = ["pyclesperanto", *(name for name in names if name != "pyclesperanto")]
             self._hint(f"the worker of {device.name} tries {', '.join(names)}")
-            broken = self._try(process, chain, names)
-            self._hint("")
+            try:
+                broken = self._try(process, chain, names)
+            finally:
+                self._hint("")
             for name, problem in broken.items():
                 found = True
                 self._broken.setdefault(device.kind, {})[name] = problem

@@ -284,7 +284,8 @@ class Reservations:
             try:
                 yield self._connection
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # SQLite itself has rolled back after some errors
+                    self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
 

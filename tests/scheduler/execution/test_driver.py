@@ -649,6 +649,22 @@ def test_only_what_is_small_goes_with_the_news(nbytes: int, cells: int, stays: b
     assert ended.returned is None if stays else (ended.returned.arrays["stack"] == array).all()
 
 
+def test_a_task_that_has_ended_without_a_word_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.execution.under_way.UNTOLD_S", 0.0)
+    monkeypatch.setattr(driver_module, "TICK_S", 0.005)
+
+    def work(future: FakeFuture) -> None:
+        future.status = "finished"
+        if len(world.futures) > 1:
+            world.end(future)
+
+    world = World(work)
+    world.join("w1")
+    assert world.run(job("a")) == "done"
+    assert world.record.outcomes["a"][0] == WorkerDied("its task has ended without a word", blame=False)
+    assert world.record.outcomes["a"][-1] == Done()
+
+
 def test_an_array_that_goes_with_its_worker_is_made_again_without_a_strike() -> None:
     def work(future: FakeFuture) -> None:
         lost = len(world.futures) <= 3

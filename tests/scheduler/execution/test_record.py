@@ -68,6 +68,25 @@ def test_a_full_disk_is_told_at_the_next_moment(
     assert record.no_room == f"no space left for the journal in {record.run_dir}"
 
 
+def test_a_journal_that_somebody_keeps_to_himself_stops_the_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup, or a reader that was stopped with Ctrl-Z."""
+    monkeypatch.setattr("scheduler.execution.journal.BUSY_S", 0.01)
+    record = JournalRecord.begin(tmp_path / "run", {})
+    reader = sqlite3.connect(tmp_path / "run/journal.sqlite")
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM run").fetchall()
+    record._journal.add_job("a", output=None, shape=(1, 1, 1), dtype="uint8", at=0.0)
+    record.moment("running", NOTHING, 0.0)
+    assert record._commit is not None
+    assert record._commit.exception(30) is not None
+    record.moment("running", NOTHING, 2 * COMMIT_S)
+    assert record.no_room == f"database is locked: the journal in {tmp_path / 'run'}"
+    reader.close()
+    assert record.end("interrupted", (), interrupted=True).exit_status == 130
+
+
 def test_any_other_error_of_a_commit_ends_the_run(
     record: JournalRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:

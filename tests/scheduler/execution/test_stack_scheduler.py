@@ -13,6 +13,8 @@ from scheduler import JobFailedError, StackJob, StackScheduler
 from scheduler.core.instructions import JobOutcome
 from scheduler.execution.journal import Journal
 from scheduler.execution.stack_scheduler import Step
+from scheduler.execution.task import AttemptTask
+from scheduler.images.errors import OutputError
 from scheduler.images.sources import stack_of_files
 from tests.scheduler.execution import tried_steps
 from tests.scheduler.execution.small_clusters import (
@@ -188,6 +190,69 @@ def test_a_callback_may_submit_the_next_job(scheduler: StackScheduler) -> None:
 
     scheduler.submit(StackJob(stack(), [DOUBLED]), returns="array").add_done_callback(again)
     np.testing.assert_array_equal(later.result(DEADLINE_S), stack() * 4, strict=True)
+
+
+def test_a_callback_that_takes_its_time_holds_up_no_other_job(scheduler: StackScheduler) -> None:
+    seen: concurrent.futures.Future[bool] = concurrent.futures.Future()
+
+    def wait_for_the_other(_: object) -> None:
+        status = scheduler.status
+        until(lambda: (now := status()) is not None and now.done + now.failed >= before + 2)
+        seen.set_result(True)
+
+    now = scheduler.status()
+    before = 0 if now is None else now.done + now.failed
+    scheduler.submit(StackJob(stack(), [DOUBLED])).add_done_callback(wait_for_the_other)
+    other = scheduler.submit(StackJob(stack(), [step("paused")]))
+    assert seen.result(DEADLINE_S)
+    assert other.result(DEADLINE_S).check()
+
+
+@pytest.mark.parametrize("voxels", [(1 << 18) - 1, 1 << 18])
+def test_arrays_of_a_megabyte_and_less_are_sent(scheduler: StackScheduler, voxels: int) -> None:
+    array = np.ones((1, 1, voxels), np.float32)
+    future = scheduler.submit(StackJob(array, [DOUBLED]), returns="array")
+    np.testing.assert_array_equal(future.result(DEADLINE_S).check().arrays["stack"], array * 2, strict=True)
+
+
+def test_a_job_that_cannot_be_sent_fails_alone(
+    scheduler: StackScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = scheduler._fleet.submit_attempt
+
+    def refuse(task: AttemptTask, *, device: str) -> object:
+        if task.job_id == "unfit":
+            raise TypeError("can't pickle it")
+        return submit(task, device=device)
+
+    monkeypatch.setattr(scheduler._fleet, "submit_attempt", refuse)
+    unfit, fit = scheduler.map([StackJob(stack(), [DOUBLED], name="unfit"), StackJob(stack(), [DOUBLED])])
+    assert unfit.result(DEADLINE_S).reason == "the attempt can't be sent: TypeError: can't pickle it"
+    assert fit.result(DEADLINE_S).check()
+
+
+def test_the_same_stacks_under_names_in_another_order_are_jobs_too(scheduler: StackScheduler) -> None:
+    small, large = stack(), stack().astype(np.float64)
+    difference = {"use": f"{tried_steps.__name__}:difference", "inputs": ["a", "b"]}
+    for inputs in ({"a": small, "b": large}, {"b": small, "a": large}):
+        result = scheduler.submit(StackJob(inputs, [difference]), returns="array").result(DEADLINE_S)
+        np.testing.assert_array_equal(result.check().arrays["stack"], inputs["a"] - inputs["b"])
+
+
+def test_the_output_of_a_job_that_failed_is_free_again(scheduler: StackScheduler, tmp_path: Path) -> None:
+    output = tmp_path / "out.ome.tif"
+    failed = scheduler.submit(StackJob(stack(), [step("broken")], output=output)).result(DEADLINE_S)
+    assert failed.outcome == "failed"
+    again = scheduler.submit(StackJob(stack(), [DOUBLED], output=output)).result(DEADLINE_S)
+    assert again.check().outputs == (output,)
+    with pytest.raises(OutputError, match=r"two jobs would write|exists already"):
+        scheduler.submit(StackJob(stack(), [DOUBLED], output=output))
+
+
+def test_a_table_that_cannot_be_read_here_fails_its_job(scheduler: StackScheduler) -> None:
+    strange = scheduler.submit(StackJob(stack(), [step("strange_table")]), returns="array")
+    reason = strange.result(DEADLINE_S).reason
+    assert reason.startswith("what its attempt returned can't be read here: TypeError: ")
 
 
 def test_a_job_that_waits_is_cancelled_at_once(scheduler: StackScheduler, gate: Gate) -> None:

@@ -68,6 +68,25 @@ def compared(image: Stack, nuclei: Stack) -> tuple[dict[str, Stack], dict[str, l
     return {"sum": image + nuclei, "image": image}, {"mean": [float(image.mean()), float(nuclei.mean())]}
 
 
+@memory_types("numpy")
+def difference(a: Stack, b: Stack) -> Stack:
+    """Of two stacks."""
+    return np.subtract(a, b).astype(a.dtype)
+
+
+class _TwoWords(Exception):
+    """Can't be rebuilt from its arguments: there is one, and two are wanted."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first + second)
+
+
+@memory_types("numpy")
+def strange_table(stack: Stack) -> tuple[Stack, dict[str, list[object]]]:
+    """A table with what pickles and can't be unpickled."""
+    return stack, {"what": [_TwoWords("a", "b")]}
+
+
 def undeclared(stack: Stack) -> Stack:
     """Nobody has said what it takes."""
     return stack
