@@ -352,6 +352,17 @@ def test_a_process_that_was_seen_alive_is_dead_once_it_has_ended() -> None:
     assert seen.is_dead()
 
 
+def test_descriptors_of_processes_that_nobody_asks_for_again_are_given_back(monkeypatch) -> None:
+    monkeypatch.setattr(process_module, "_seen", {})
+    monkeypatch.setattr(process_module, "MOST_SEEN", 2)
+    for _ in range(4):
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+            started = process_module._started(child.pid)
+            assert not ProcessId(child.pid, started, this_process().namespace).is_dead()
+            child.kill()
+    assert len(process_module._seen) <= 2
+
+
 def test_a_process_is_judged_where_there_are_no_descriptors_of_processes(monkeypatch) -> None:
     monkeypatch.delattr(os, "pidfd_open", raising=False)
     monkeypatch.setattr(process_module, "_seen", {})

@@ -215,7 +215,7 @@ def result_of(
     written = (OutputRecord("stack", output, (1, 1, 1), "uint8"),) if output else ()
     report = AttemptReport(done, 1, outputs=written) if done is not None else None
     scheduler._finished(name, outcome, "so it is", placement, report, None)
-    return future.result(0)
+    return future.result(DEADLINE_S)
 
 
 def test_a_peak_is_that_of_the_place_where_the_job_ran(idle: StackScheduler) -> None:
