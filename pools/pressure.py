@@ -53,6 +53,8 @@ class PressureWatcher:
     free
         For each device a function that says how many bytes are free there now, or None if it doesn't know.
         The host ("cpu") and virtual devices are watched without one.
+    reclaim
+        Gives back idle bytes of a device, and says how many: `pools.reclaim`, or what can give back more.
     interval_s
         Seconds between two looks: memory is given back within this time and what unmapping takes.
 
@@ -67,9 +69,11 @@ class PressureWatcher:
         headroom: int | str | Mapping[GpuId, int | str],
         free: Mapping[GpuId, Callable[[], int | None]] | None = None,
         *,
+        reclaim: Callable[[GpuId, int], int] | None = None,
         interval_s: float = INTERVAL_S,
     ) -> None:
         self._pools = pools
+        self._reclaim = reclaim or pools.reclaim
         self._interval_s = interval_s
         readers: dict[GpuId, Callable[[], int | None]] = {HOST: partial(host_free, Cgroup.of_this_process())}
         readers |= {gpu_id: memory.free for gpu_id, memory in pools.virtual_devices.items()}
@@ -89,7 +93,7 @@ class PressureWatcher:
         for device, (reader, gauge) in self._watched.items():
             wanted = gauge.wanted(reader())
             if wanted and self._worth_trying(device):
-                back = self._pools.reclaim(device, wanted)
+                back = self._reclaim(device, wanted)
                 given += back
                 if back:
                     _log.info("%s runs low: gave back %s", device, bytes_text(back))

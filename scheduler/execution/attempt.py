@@ -22,6 +22,8 @@ from scheduler.execution.activity import WAITS, Activity, CancelledAttemptError
 from scheduler.execution.capture import attempt_log
 from scheduler.execution.chain import ChainStep, run_chain_in_blocks, run_named_chain
 from scheduler.execution.failures import failure_key, no_room, of_device, why_broken
+from scheduler.execution.holding import Holding, RefusedError
+from scheduler.execution.idle_host import OwnIdle
 from scheduler.execution.messages import Released, tell, tell_end
 from scheduler.execution.peaks import DevicePeak, HostPeak
 from scheduler.execution.residents import chain_state
@@ -36,7 +38,7 @@ from scheduler.execution.task import (
     StepRecord,
     named_stacks,
 )
-from scheduler.execution.worker import Holding, RefusedError, WorkerState
+from scheduler.execution.worker import WorkerState
 from scheduler.execution.writing import write_results
 from scheduler.images.sources import read_stack
 from scheduler.images.stack import StackSource
@@ -90,8 +92,7 @@ def run_attempt(
         if isinstance(outcome, OutOfMemory):
             # Only now: the traceback, gone with its except block, pinned arrays that are to be given back.
             gc.collect()
-            state.pools.reclaim(0 if state.on_gpu else "cpu", task.device_bytes or task.host_bytes)
-            state.report_memory()
+            state.reclaim(task.device_bytes or task.host_bytes)
         for lease in state.pools.end_job(task.job_id):
             log.note(f"leak: {lease}\n")
     retire = state.reason_to_retire()
@@ -176,7 +177,7 @@ def _outcome(state: WorkerState, task: AttemptTask, course: _Course) -> tuple[Ou
             load_frameworks(task.memory_types)
             course.steps = step_records(state, task)
             if activity.alone and state.measures(task.kind):
-                host_peak.start(idle_bytes=state.pools.memory("cpu").idle)
+                host_peak.start(idle_bytes=state.idle_host.nbytes_for(_own_idle(state, task)))
             began = time.monotonic()
             _carry_out(state, task, course, activity)
         except CancelledAttemptError as error:
@@ -209,13 +210,12 @@ def _outcome(state: WorkerState, task: AttemptTask, course: _Course) -> tuple[Ou
 
 
 def _carry_out(state: WorkerState, task: AttemptTask, course: _Course, activity: Activity) -> None:
+    own = _own_idle(state, task)
     with (
         state.reserved(
-            task.job_id,
-            device_bytes=task.device_bytes,
-            host_bytes=task.host_bytes,
-            own_state=_state_name(state, task),
+            task.job_id, device_bytes=task.device_bytes, host_bytes=task.host_bytes, own=own
         ) as holding,
+        state.array_files.in_use(own.files),
         contextlib.ExitStack() as leases,
         held_by(task.job_id),
     ):
@@ -334,10 +334,11 @@ def _compute(
             return []
 
 
-def _state_name(state: WorkerState, task: AttemptTask) -> str:
-    steps = zip((state.step(spec) for spec in task.steps), task.memory_types, strict=True)
-    kept = chain_state(steps, on_gpu=state.on_gpu)
-    return "" if kept is None else kept.name
+def _own_idle(state: WorkerState, task: AttemptTask) -> OwnIdle:
+    steps = [state.step(spec) for spec in task.steps]
+    kept = chain_state(zip(steps, task.memory_types, strict=True), on_gpu=state.on_gpu)
+    files = frozenset(file for step in steps for file in step.arrays.values())
+    return OwnIdle("" if kept is None else kept.name, files)
 
 
 def _place(state: WorkerState, memory_type: str) -> Any:

@@ -165,12 +165,19 @@ def steps_of(steps: Sequence[ChainStep]) -> list[tuple[ResolvedStep, str]]:
 def chain_halo(steps: Sequence[tuple[ResolvedStep, str]]) -> tuple[str, Shape] | None:
     """The axes along which a chain may be cut, and the halo (z, y, x) that it needs; None if it can't be cut.
 
-    The halos of steps that follow one another add up. A chain of several stacks can't be cut.
+    The halos of steps that follow one another add up. A chain of several stacks can't be cut. Arrays that a
+    step takes from files aren't cut with the stack, and belong to its planes, or to places in them: with one
+    of several planes a chain can't be cut, with one [Y, X] only along z.
     """
     axes, total = "zyx", [0, 0, 0]
     for resolved, memory_type in steps:
         if resolved.inputs or resolved.outputs:
             return None
+        for file in resolved.arrays.values():
+            if any(length > 1 for length in file.shape[:-2]):
+                return None
+            if any(length > 1 for length in file.shape[-2:]):
+                axes = "z"
         contract = resolved.step.implementation_for(memory_type).contract
         along = contract.splittable_for(**resolved.parameters)
         if along is None and contract.slice_by_slice:

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -103,11 +103,15 @@ class Residents:
         there, before anything is set up.
     on_gpu
         False in a CPU worker, where state lies in host memory that each attempt reserves with its own.
+    device_in_host
+        True for a virtual GPU: what is kept there takes host memory too.
     refused
         What `hold` raises if the bytes aren't there.
     measured
         Bytes that this process holds on its device now and can't give back by itself, None while that tells
         nothing of the state, as where other attempts work beside it.
+    measured_on_host
+        The same for host memory.
     reclaim
         Gives back that many idle bytes (0 for state in host memory): what was torn down is in allocators'
         caches still.
@@ -128,15 +132,19 @@ class Residents:
         hold: Callable[[str, int], contextlib.AbstractContextManager[None]],
         *,
         on_gpu: bool = True,
+        device_in_host: bool = False,
         refused: type[Exception] | tuple[type[Exception], ...] = (),
         measured: Callable[[], int | None] = lambda: None,
+        measured_on_host: Callable[[], int | None] = lambda: None,
         reclaim: Callable[[int], object] = lambda _: None,
         on_evicted: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._hold = hold
         self._on_gpu = on_gpu
+        self._device_in_host = device_in_host
         self._refused = refused
         self._measured = measured
+        self._measured_on_host = measured_on_host
         self._reclaim = reclaim
         self._on_evicted = on_evicted
         self._kept: dict[str, _Kept] = {}
@@ -184,10 +192,31 @@ class Residents:
 
         For a worker that would have to turn an attempt away: the dispatcher knows state by what it declares.
         """
-        name = self._put_one_away(but)
-        if name is not None:
-            self._on_evicted(name)
-        return name
+        kept = self._put_one_away(lambda kept: kept.name != but)
+        if kept is None:
+            return None
+        self._on_evicted(kept.name)
+        return kept.name
+
+    def idle_on_host(self, name: str | None = None) -> int:
+        """Bytes that state which no attempt uses holds in host memory; all of it, or that of one name."""
+        with self._changed:
+            kept = [each for each in self._kept.values() if name is None or each.name == name]
+            return sum(each.host_bytes for each in kept if each.idle)
+
+    def give_up_on_host(self, nbytes: int, *, but: Collection[str] = ()) -> int:
+        """Evict state with bytes in host memory, the longest unused first, until `nbytes` of them are free.
+
+        Returns how many are. State of the names in `but` stays.
+        """
+        given = 0
+        while given < nbytes:
+            kept = self._put_one_away(lambda kept: kept.host_bytes > 0 and kept.name not in but)
+            if kept is None:
+                break
+            given += kept.host_bytes
+            self._on_evicted(kept.name)
+        return given
 
     def names(self) -> tuple[str, ...]:
         """The state that is here, set up; the longest unused first."""
@@ -220,7 +249,8 @@ class Residents:
             if kept is not None:
                 kept.users += 1
                 return kept
-            kept = self._kept[state.name] = _Kept(state.name, state.device_bytes)
+            in_host = state.host_bytes + (state.device_bytes if self._device_in_host else 0)
+            kept = self._kept[state.name] = _Kept(state.name, state.device_bytes, in_host)
         try:
             self._set_up(kept, steps, make_context)
         except BaseException:
@@ -241,6 +271,7 @@ class Residents:
             # Before the reservation goes: else others are admitted to what caches still hold.
             undo.callback(lambda: self._reclaim(kept.nbytes))
             before = self._measured() if kept.nbytes else None
+            host_before = self._measured_on_host()
             for step in steps:
                 name, context = step.resolved.name, make_context(step)
                 try:
@@ -252,6 +283,9 @@ class Residents:
                     raise SetupFailedError(name, shortened(said(error))) from error
                 undo.callback(_torn_down, name, give_up)
             self._hold_the_rest(kept, before, held)
+            host_after = self._measured_on_host()
+            if host_before is not None and host_after is not None:
+                kept.host_bytes = max(kept.host_bytes, host_after - host_before)
             kept.undo = undo.pop_all()
 
     def _hold_the_rest(self, kept: "_Kept", before: int | None, held: contextlib.ExitStack) -> None:
@@ -275,14 +309,14 @@ class Residents:
             kept.ready = False
         self._put_away(kept)
 
-    def _put_one_away(self, but: str = "") -> str | None:
+    def _put_one_away(self, wanted: Callable[["_Kept"], bool] = lambda _: True) -> "_Kept | None":
         with self._changed:
-            kept = next((each for each in self._kept.values() if each.idle and each.name != but), None)
+            kept = next((each for each in self._kept.values() if each.idle and wanted(each)), None)
             if kept is None:
                 return None
             kept.ready = False
         self._put_away(kept)
-        return kept.name
+        return kept
 
     def _put_away(self, kept: "_Kept") -> None:
         try:
@@ -298,10 +332,14 @@ class Residents:
 
 @dataclass(slots=True, eq=False)
 class _Kept:
-    """State and how many attempts use it; not `ready` while it is set up or torn down."""
+    """State and how many attempts use it; not `ready` while it is set up or torn down.
+
+    `nbytes` are those on the device.
+    """
 
     name: str
     nbytes: int
+    host_bytes: int = 0
     ready: bool = False
     users: int = 0
     undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)

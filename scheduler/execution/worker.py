@@ -18,6 +18,8 @@ from scheduler.core.model import Device, DeviceKind, DeviceSnapshot
 from scheduler.execution.activity import Attempts
 from scheduler.execution.array_files import ArrayFiles
 from scheduler.execution.growth import Growth
+from scheduler.execution.holding import Holding, RefusedError
+from scheduler.execution.idle_host import NOTHING, IdleHost, OwnIdle
 from scheduler.execution.residents import Residents
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.runs_here import states_here
@@ -37,25 +39,6 @@ GROWTH_BYTES = 256 << 20
 GROWTH_SHARE = 0.125
 # Resident memory is never quite still: by less than this it isn't reported anew.
 NOTICEABLE_BYTES = 1 << 20
-
-
-class RefusedError(Exception):
-    """The reservation found less memory than the dispatcher had believed."""
-
-    def __init__(self, denial: Denial) -> None:
-        super().__init__(denial.reason)
-        self.denial = denial
-
-
-class Holding:
-    """The bytes that an attempt holds; the device's can be given back before the host's."""
-
-    def __init__(self, give_back_device: Callable[[], None]) -> None:
-        self._give_back_device = give_back_device
-
-    def release_device(self) -> None:
-        """The attempt has left the device: what was reserved there is free."""
-        self._give_back_device()
 
 
 class WorkerState:
@@ -102,11 +85,14 @@ class WorkerState:
         self.residents = Residents(
             self._hold_resident,
             on_gpu=self.on_gpu,
+            device_in_host=device.kind is DeviceKind.VIRTUAL,
             refused=RefusedError,
             measured=self._kept_on_device,
+            measured_on_host=self._kept_on_host,
             reclaim=lambda nbytes: self.pools.reclaim(0 if self.on_gpu else "cpu", nbytes),
             on_evicted=on_evicted,
         )
+        self.idle_host = IdleHost(self.pools, self.residents, self.array_files)
         self._on_tick = on_tick
         self._reservations = Reservations(run=settings.run_id)
         self._probes = worker_probes(settings, device, host)
@@ -123,7 +109,7 @@ class WorkerState:
         self._reporter = threading.Thread(target=self._keep_reporting, name="stackyard-memory", daemon=True)
         self._reporter.start()
         free = {0: self._free_on_device, **limit.readers()}
-        self._watcher = PressureWatcher(self.pools, self._headroom(), free)
+        self._watcher = PressureWatcher(self.pools, self._headroom(), free, reclaim=self._give_back)
 
     @property
     def on_gpu(self) -> bool:
@@ -176,9 +162,9 @@ class WorkerState:
 
     @contextlib.contextmanager
     def reserved(
-        self, job_id: str, *, device_bytes: int, host_bytes: int, own_state: str = ""
+        self, job_id: str, *, device_bytes: int, host_bytes: int, own: OwnIdle = NOTHING
     ) -> Iterator[Holding]:
-        """Hold the bytes of an attempt while the block runs; `own_state` names what its steps keep.
+        """Hold the bytes of an attempt while the block runs; `own` is what it may find here already.
 
         Raises
         ------
@@ -188,7 +174,7 @@ class WorkerState:
         needs = {self.host.uuid: host_bytes}
         if self.on_gpu:
             needs[self.device.uuid] = device_bytes
-        answer = self._reserve_or_evict(job_id, needs, own_state)
+        answer = self._reserve_or_evict(job_id, needs, own.state)
         on_host, on_device = Grant(answer.ids[:1], {}), Grant(answer.ids[1:], {})
         with contextlib.ExitStack() as device, contextlib.ExitStack() as host:
             host.callback(self.report_memory)
@@ -197,7 +183,7 @@ class WorkerState:
                 device.callback(self.report_memory)
                 device.callback(self._reservations.release, on_device)
             for uuid, nbytes in answer.trim.items():
-                self.pools.reclaim("cpu" if uuid == self.host.uuid else 0, nbytes)
+                self._give_back("cpu" if uuid == self.host.uuid else 0, nbytes, but=own)
             device.enter_context(self.charged(device_bytes, job_id))
             yield Holding(device.close)
 
@@ -231,6 +217,13 @@ class WorkerState:
             return None
         held, reclaimable = self.held()[self.device.uuid]
         return held - reclaimable
+
+    def _kept_on_host(self) -> int | None:
+        """The same for host memory, where libraries and contexts of a GPU take some for good too."""
+        if self.on_gpu or self.attempts.count > 1:
+            return None
+        resident, idle = self.held()[self.host.uuid]
+        return resident - idle
 
     @contextlib.contextmanager
     def _hold_resident(self, name: str, nbytes: int) -> Iterator[None]:
@@ -272,6 +265,16 @@ class WorkerState:
         probe = self._probes[self.device.uuid]
         assert isinstance(probe, VirtualProbe)
         return probe.memory(self.device.uuid)
+
+    def reclaim(self, nbytes: int) -> None:
+        """Give back idle bytes of this worker's device, and tell the reservation table."""
+        self._give_back(0 if self.on_gpu else "cpu", nbytes)
+        self.report_memory()
+
+    def _give_back(self, gpu_id: GpuId, nbytes: int, *, but: OwnIdle = NOTHING) -> int:
+        if gpu_id == "cpu":
+            return self.idle_host.reclaim(nbytes, but=but)
+        return self.pools.reclaim(gpu_id, nbytes)
 
     def report_memory(self) -> None:
         """Tell the reservation table what this process holds now, if that is news."""
@@ -324,7 +327,7 @@ class WorkerState:
         return [state for state in states_here() if state is not self]
 
     def _idle_on_host(self) -> int:
-        return sum(state.pools.idle_bytes("cpu") for state in (self, *self._others()))
+        return sum(state.idle_host.nbytes for state in (self, *self._others()))
 
     def held(self) -> dict[str, tuple[int, int]]:
         """(held, reclaimable) bytes of this process, by device."""

@@ -281,12 +281,7 @@ async def reclaim_here(nbytes: int, topic: str, dask_worker: Worker) -> None:
     """Give back idle memory of a worker's device."""
     state = state_of(dask_worker.id, topic)
     if state is not None:
-        await asyncio.to_thread(_reclaim, state, nbytes)
-
-
-def _reclaim(state: WorkerState, nbytes: int) -> None:
-    state.pools.reclaim(0 if state.on_gpu else "cpu", nbytes)
-    state.report_memory()
+        await asyncio.to_thread(state.reclaim, nbytes)
 
 
 async def hurry_here(topic: str, dask_worker: Worker) -> None:

@@ -33,7 +33,7 @@ class ArrayFile:
         return prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def read(self) -> np.ndarray[Any, Any]:
-        """The array, which nobody can write to.
+        """The array, in C order, which nobody can write to; its bytes are in memory once, not twice.
 
         Raises
         ------
@@ -46,8 +46,9 @@ class ArrayFile:
                 f"{self.path} has changed since the run began: its {array.dtype.name} {array.shape} has "
                 "other values; put the old one back, or start a new run"
             )
-        # a view of bytes: unlike a flag, that can't be set back
-        return np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape)
+        # unlike a flag of the array, that of the buffer can't be set back
+        locked = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).toreadonly()
+        return np.frombuffer(locked, array.dtype).reshape(array.shape)
 
 
 def read_array(path: str | Path) -> np.ndarray[Any, Any]:
@@ -80,15 +81,18 @@ def read_array(path: str | Path) -> np.ndarray[Any, Any]:
 
 def _read_npy(path: Path) -> np.ndarray[Any, Any]:
     try:
-        # a map holds the header against the file's size first; pickles, which run code, are refused
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        array = np.array(mapped, dtype=mapped.dtype.newbyteorder("="))
+        # a map holds the header against the file's size first, but what is read by it would be resident
+        # beside the array; pickles, which run code, are refused
+        np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise ImageError(f"{path}: not a readable .npy file: {error}") from error
     if array.ndim not in (2, 3) or array.size == 0 or array.dtype.kind not in "biufc":
         raise ImageError(
             f"{path}: an array [Y, X] or [Z, Y, X] of numbers is wanted, not {array.dtype} {array.shape}"
         )
+    if not array.dtype.isnative:
+        array = array.byteswap(inplace=True).view(array.dtype.newbyteorder("="))
     return array
 
 

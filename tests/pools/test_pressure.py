@@ -42,6 +42,21 @@ def wait_until() -> Callable[[Callable[[], bool]], None]:
     return wait
 
 
+def test_who_can_give_back_more_than_the_pools_is_asked() -> None:
+    asked: list[tuple[object, int]] = []
+
+    def reclaim(device: object, nbytes: int) -> int:
+        asked.append((device, nbytes))
+        return 7
+
+    with (
+        PoolSet("64MiB") as pools,
+        PressureWatcher(pools, {"cpu": 100}, {"cpu": lambda: 25}, reclaim=reclaim, interval_s=60) as watcher,
+    ):
+        assert watcher.look() == 7
+    assert asked == [("cpu", 100)]
+
+
 def test_idle_host_memory_goes_back_under_pressure(wait_until: Callable[[Callable[[], bool]], None]) -> None:
     free = [10 * MIB]
     with PoolSet("64MiB") as pools, PressureWatcher(pools, "4MiB", {"cpu": lambda: free[0]}, interval_s=0.01):

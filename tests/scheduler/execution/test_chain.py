@@ -1,5 +1,7 @@
 """Chains in one process: conversions where the plan changes, and blocks that equal the whole."""
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from scheduler.execution.chain import (
     run_chain_in_blocks,
 )
 from scheduler.execution.plans import BASE_BYTES, job_plans
+from scheduler.images.arrays import ArrayFile
 from scheduler.steps.context import StepContext
 from scheduler.steps.errors import StepError
 from scheduler.steps.resolve import ResolvedStep, resolve_step
@@ -72,6 +75,42 @@ def test_a_chain_with_a_step_over_the_whole_stack_cannot_be_cut(stack: np.ndarra
     assert chain_halo([(each.resolved, each.memory_type) for each in steps]) is None
     with pytest.raises(ContractError, match="can't be cut along z"):
         run_chain_in_blocks(stack, steps, Split("z", 2), make_context=context, make_output=np.empty)
+
+
+@memory_types("numpy", splittable="zyx")
+def less(stack: np.ndarray, *, dark: np.ndarray) -> np.ndarray:
+    """Takes off a dark frame, or one for each plane."""
+    return stack - dark
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((11, 37, 41), None), ((37, 41), "z"), ((1, 37, 41), "z"), ((1, 1), "zyx"), ((11, 1, 1), None)],
+    ids=str,
+)
+def test_arrays_from_files_say_along_which_axes_a_chain_may_be_cut(
+    stack: np.ndarray, tmp_path: Path, shape: tuple[int, ...], axes: str | None
+) -> None:
+    dark = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    np.save(tmp_path / "dark.npy", dark)
+    files = {"dark": ArrayFile.of(tmp_path / "dark.npy")}
+    resolved = ResolvedStep("less", "less", FunctionStep(less), {}, arrays=files)
+    reach = chain_halo([(resolved, "numpy")])
+    assert (reach and reach[0]) == axes
+    for each in ("z", "zyx"):
+        run = partial(
+            run_chain_in_blocks,
+            stack,
+            [ChainStep(resolved, "numpy", "cpu")],
+            Split(each, 4),
+            make_context=context,
+            make_output=np.empty,
+        )
+        if axes is not None and set(each) <= set(axes):
+            np.testing.assert_array_equal(run(), stack - dark)
+        else:
+            with pytest.raises(ContractError, match="can't be cut"):
+                run()
 
 
 @memory_types("numpy", splittable="z")

@@ -16,6 +16,7 @@ from scheduler.steps.resolve import StepSpec
 
 MODULE = """
 import os
+import numpy as np
 from memcore import memory_types
 
 class Model:
@@ -38,6 +39,16 @@ class Model:
 
     def teardown(self):
         self.note("teardown")
+
+class OnHost:
+    declare = {"input": "numpy"}
+    resident_bytes = "300MiB"
+
+    def setup(self, context):
+        self.kept = np.ones(300 << 20, np.uint8)
+
+    def __call__(self, stack):
+        return stack + self.kept[0]
 
 @memory_types("torch", workspace=45 << 20)
 def hungry(stack):
@@ -115,3 +126,18 @@ def test_after_one_eviction_it_is_set_up_a_third_time(two_devices: On) -> None:
         assert len(bench.run("Model", 100)) == 2
         assert bench.set_up() == 3
     assert sum(bench.notes().values()) == 6
+
+
+def test_state_in_host_memory_has_room_beside_the_jobs_that_use_it(tmp_path: Path) -> None:
+    (tmp_path / "stackyard_on_host.py").write_text(MODULE)
+    step = StepSpec("stackyard_on_host:OnHost", search_path=(str(tmp_path),))
+    with local_scheduler(
+        run_dir=tmp_path / "run",
+        devices=DevicesConfig(gpus=[], cpu=True),
+        memory=MemoryConfig.model_validate({"host_limit": "650MiB"}),
+        expected_jobs=1,
+    ) as scheduler:
+        futures = scheduler.map([StackJob(STACK, [step]) for _ in range(3)], returns="array")
+        # Were what the first one leaves there counted again, no other one would be admitted.
+        for result in [future.result(timeout=60) for future in futures]:
+            np.testing.assert_array_equal(result.check().arrays["stack"], STACK + 1)

@@ -15,10 +15,12 @@ import pytest
 from memcore import OutOfDeviceMemoryError
 from pools.virtual import Charge, VirtualDeviceMemory
 from scheduler.core.model import Device, DeviceKind, ProcessMemory
+from scheduler.execution.idle_host import OwnIdle
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.worker import WorkerState
 from scheduler.host.reservations import Reservations
 from scheduler.host.table_file import default_path
+from scheduler.images.arrays import ArrayFile
 
 MIB = 1 << 20
 TAG = f"test-worker-{secrets.token_hex(3)}"
@@ -92,6 +94,25 @@ def test_a_reservation_is_judged_by_what_the_process_holds_now(
     grown = np.ones(64 * MIB, np.uint8)
     with worker.reserved("j", device_bytes=0, host_bytes=1):
         assert mine(table, HOST).held_bytes >= before + grown.nbytes // 2
+
+
+def test_what_is_kept_for_the_next_job_is_no_obstacle_to_it(
+    make_worker: Callable[[Device], WorkerState], table: Reservations, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "flat.npy", np.ones((1, 64 * MIB), np.uint8))
+    worker, file = make_worker(HOST), ArrayFile.of(tmp_path / "flat.npy")
+    with worker.array_files.in_use([file]):
+        worker.array_files.get(file)
+        worker.report_memory()
+        in_use = mine(table, HOST)
+    worker.report_memory()
+    idle = mine(table, HOST)
+    assert in_use.reclaimable_bytes == 0
+    assert idle.reclaimable_bytes == 64 * MIB
+    with worker.reserved("j", device_bytes=0, host_bytes=64 * MIB, own=OwnIdle(files=frozenset([file]))):
+        assert worker.array_files.idle_bytes == 64 * MIB, "there is room beside it"
+    worker.reclaim(1)
+    assert mine(table, HOST).reclaimable_bytes == 0
 
 
 def test_charges_of_two_threads_add_up_in_the_table(
