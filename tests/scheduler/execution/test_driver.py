@@ -219,6 +219,32 @@ def test_without_any_worker_left_the_run_stops_and_says_so(monkeypatch: pytest.M
     )
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_job_whose_large_process_has_left_waits_for_another(slots: int) -> None:
+    larger = iter(["larger"])
+
+    def work(future: FakeFuture) -> None:
+        if future.address == "large":
+            world.join("small", slots=slots, process_bytes=20 * MIB)
+            world.leave("large", expected=True)
+        else:
+            world.end(future)
+
+    def join_once_it_waits(_state: str) -> None:
+        if "j1" in world.record.outcomes:
+            for address in larger:
+                world.join(address, process_bytes=60 * MIB)
+
+    world = World(work, ClusterTerms(elastic=True))
+    world.record.on_moment = join_once_it_waits
+    world.join("large", process_bytes=60 * MIB)
+    assert world.run(job("j1", JobPlan("cpu", (DeviceKind.CPU,), Footprint(0, 30 * MIB)))) == "done"
+    assert [future.address for future in world.futures] == ["large", "larger"]
+    lost, done = world.record.outcomes["j1"]
+    assert isinstance(lost, WorkerDied)
+    assert isinstance(done, Done)
+
+
 def test_while_a_nanny_may_bring_its_process_back_the_run_goes_on() -> None:
     turns = []
 
