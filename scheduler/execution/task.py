@@ -161,6 +161,8 @@ class AttemptReport:
         Which file had no room, if that ended the attempt: the job isn't to blame.
     retire
         Why the worker process should be replaced before it is given more; "" if it needn't be.
+    began_to_write
+        Even if it failed some of its results may be in their places: channels of shared images.
     """
 
     outcome: Outcome
@@ -172,3 +174,4 @@ class AttemptReport:
     disk_full: str = ""
     retire: str = ""
     outputs: tuple[OutputRecord, ...] = ()
+    began_to_write: bool = False

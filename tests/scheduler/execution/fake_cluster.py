@@ -213,7 +213,9 @@ class World:
         self, future: FakeFuture, outcome: Outcome | None = None, *, returned: Any = None, **report: Any
     ) -> None:
         """The worker tells how an attempt ended; what it returned goes with the news."""
-        told = AttemptReport(outcome or Done(), worker_pid=1, **report)
+        outcome = outcome or Done()
+        report.setdefault("began_to_write", isinstance(outcome, Done))
+        told = AttemptReport(outcome, worker_pid=1, **report)
         self.driver.hear(Ended(future.task.job_id, future.task.number, told, returned))
 
     def run(self, *jobs: Job) -> str:

@@ -155,6 +155,20 @@ def test_a_retry_after_a_death_may_replace_what_the_dead_worker_wrote() -> None:
     assert [future.task.output.overwrite for future in world.futures if future.task.output] == [False, True]
 
 
+@pytest.mark.parametrize("wrote", [True, False])
+def test_a_retry_may_replace_what_an_attempt_wrote_that_failed_but_nobody_elses(wrote: bool) -> None:
+    def work(future: FakeFuture) -> None:
+        if len(world.futures) == 1:
+            world.end(future, OutOfMemory(on_host=True), began_to_write=wrote)
+        else:
+            world.end(future)
+
+    world = World(work)
+    world.join("w1")
+    assert world.run(job("a")) == "done"
+    assert [future.task.output.overwrite for future in world.futures if future.task.output] == [False, wrote]
+
+
 def test_jobs_whose_worker_dies_twice_under_them_are_set_aside() -> None:
     def die(future: FakeFuture) -> None:
         world.leave(future.address)
