@@ -58,8 +58,12 @@ class OutputTarget:
         return self.stacks or {"": Destination(Path(self.path))}
 
     def claims(self) -> set[tuple[str, int | None]]:
-        """What no other job may write: each path, with the channel of an image that several jobs share."""
-        return {(str(place.path), place.channel) for place in self.places.values()}
+        """What no other job may write: each path, with the channel of an image that several jobs share.
+
+        The tables that its steps may give are among them.
+        """
+        stacks = {(str(place.path), place.channel) for place in self.places.values()}
+        return stacks | {(path, None) for path in self.tables.values()}
 
 
 @dataclass(frozen=True, slots=True)
