@@ -32,6 +32,7 @@ class DeviceClass:
         self.warm: dict[str, dict[int, Group]] = {}
         self._available: int | None = None
         self._host_capacity: int | None = None
+        self._uneven: bool | None = None
 
     def available(self) -> int:
         """The most bytes that a job could get here now if all our own jobs ended: what strangers leave."""
@@ -40,8 +41,12 @@ class DeviceClass:
         return self._available
 
     def attempt_host_bytes(self) -> int:
-        """The most host memory that a process of any of these devices lets an attempt have."""
-        limits = [account.device.attempt_host_bytes for account in self.accounts]
+        """The most host memory that a process of any of these devices lets an attempt have.
+
+        Devices without a process count only while none has one.
+        """
+        limits = [a.device.attempt_host_bytes for a in self.accounts if a.slots]
+        limits = limits or [a.device.attempt_host_bytes for a in self.accounts]
         return max(limits, default=0) if all(limits) and limits else UNLIMITED
 
     def attempt_capacity(self) -> int:
@@ -54,9 +59,15 @@ class DeviceClass:
             self._host_capacity = max((account.host.capacity for account in self.accounts), default=0)
         return self._host_capacity
 
+    def uneven(self) -> bool:
+        """True if one attempt may take more host memory on some of them than on others."""
+        if self._uneven is None:
+            self._uneven = len({account.device.attempt_host_bytes for account in self.accounts}) > 1
+        return self._uneven
+
     def strangers_moved(self) -> None:
         """What a device offers has changed for another reason than our own reservations."""
-        self._available = self._host_capacity = None
+        self._available = self._host_capacity = self._uneven = None
 
 
 class HostAccount:
@@ -158,9 +169,14 @@ class DeviceAccount:
         self._limit = self.window if usable and self.exclusive is None and not self.blocked else 0
 
     @property
+    def process_limit(self) -> int:
+        """The most host memory that one attempt may take in a worker process."""
+        return self.device.attempt_host_bytes or UNLIMITED
+
+    @property
     def available(self) -> int:
-        """Bytes that our jobs could have if none of them ran now; -1 while unknown or offline."""
-        return self._room
+        """Bytes that one of our jobs could have if none ran now; -1 while unknown or offline."""
+        return min(self._room, self.process_limit) if self.cls.is_cpu else self._room
 
     @property
     def free(self) -> int:
@@ -179,6 +195,16 @@ class DeviceAccount:
         if not self.cls.is_cpu:
             return self.slots + self.device.prefetch
         return self.slots + (0 if self.lengthy else min(self.device.prefetch, self.slots))
+
+    @property
+    def for_one(self) -> int:
+        """The part of `free` that one attempt may have: none gets more than its worker process may take."""
+        return min(self.free, self.process_limit) if self.cls.is_cpu else self.free
+
+    @property
+    def host_for_one(self) -> int:
+        """The same of the host memory beside a GPU."""
+        return min(self.host.free, self.process_limit)
 
     @property
     def has_slot(self) -> bool:

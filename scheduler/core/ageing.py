@@ -94,6 +94,15 @@ class Ageing:
         fits = bool(needs) and account.slots > 0 and min(needs) <= account.available
         if fits and record.group.permits(account.device.uuid):
             return
+        self._age_anew(record)
+
+    def drop_claims(self, group: Group) -> None:
+        """No device here can run the group any more: what was drained for it is for others."""
+        for record in self._claimants:
+            if record.claim is not None and record.group is group:
+                self._age_anew(record)
+
+    def _age_anew(self, record: JobRecord) -> None:
         self.release(record)
         if not record.started:
             self._state.arrivals.appendleft(record)

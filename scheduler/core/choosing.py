@@ -61,8 +61,9 @@ class Chooser:
         """The first of the group's options that this device could start at once."""
         if not group.permits(account.device.uuid):
             return None
+        free = account.for_one
         for option in group.options.get(account.cls.index, ()):
-            if option.need - self.warmth(account, option) <= account.free and self._host_has(account, option):
+            if option.need - self.warmth(account, option) <= free and self._host_has(account, option):
                 alone = (group.alone or group.cold) and not account.cls.is_cpu
                 return group, option, alone, ""
         return None
@@ -100,7 +101,7 @@ class Chooser:
         cls = account.cls
         state = self.state
         if cls.is_cpu:
-            for group, option in cls.fit.candidates(account.free):
+            for group, option in cls.fit.candidates(account.for_one):
                 return group, option, False, ""
             better = best_for_cpu(state, account)
             return None if better is None else (better[0], better[1], False, better[2])
@@ -142,7 +143,7 @@ class Chooser:
         return option.resident if resident is not None and resident.name in account.residents else 0
 
     def _host_has(self, account: DeviceAccount, option: Option) -> bool:
-        if account.cls.is_cpu or option.host_need <= account.host.free:
+        if account.cls.is_cpu or option.host_need <= account.host_for_one:
             return True
         account.host.starved = True
         return False

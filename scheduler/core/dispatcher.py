@@ -1,6 +1,7 @@
 """The dispatcher: `handle(event) -> instructions`, the same for a live run and for the simulator."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from heapq import nsmallest
 from itertools import islice
 from typing import Any
@@ -199,29 +200,39 @@ class Dispatcher:
         account = state.accounts.get(event.device.uuid)
         if account is None:
             account = state.add_device(event.device)
+            # a host's memory is a matter of every class of devices there
+            changed = account.cls.is_cpu or len(account.cls.accounts) == 1
         else:
             limit = account.cls.attempt_host_bytes()
             account.device = event.device
-            if account.cls.attempt_host_bytes() != limit:
-                state.topology += 1
-                for group in list(state.waiting_groups()):
-                    state.enqueue(group)
             account.slots = event.device.slots
             account.online = True
             account.gone = ""
+            changed = account.cls.attempt_host_bytes() != limit
         state.joined_at = state.now
         account.cls.strangers_moved()
         account.refresh()
         account.reindex()
-        for group in list(state.parked.values()):
-            del state.parked[group.order]
-            self._endings.enqueue(group)
+        if changed:
+            self._options_changed()
+        else:
+            for group in list(state.parked.values()):
+                self._endings.enqueue(group)
         self._endings.touch(account)
+
+    def _options_changed(self) -> None:
+        """Which devices can run what is no longer as it was: every waiting group finds its new place."""
+        self._state.topology += 1
+        for group in list(self._state.waiting_groups()):
+            self._endings.enqueue(group)
 
     def _worker_lost(self, event: events.WorkerLost) -> None:
         account = self._state.accounts.get(event.uuid)
         if account is None:
             return
+        limit = account.cls.attempt_host_bytes()
+        if event.attempt_host_bytes is not None:
+            account.device = replace(account.device, attempt_host_bytes=event.attempt_host_bytes)
         account.slots = event.slots_left
         account.online = event.slots_left > 0 or account.cls.is_cpu
         account.cls.strangers_moved()
@@ -233,6 +244,8 @@ class Dispatcher:
                 self._placer.forget_resident(account, name)
         account.refresh()
         account.reindex()
+        if account.cls.attempt_host_bytes() != limit:
+            self._options_changed()
         for name in names:
             record = self._state.records.get(name)
             if record is None or record.placement is None or record.placement.device != event.uuid:

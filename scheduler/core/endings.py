@@ -53,10 +53,12 @@ class Endings:
         """
         state = self._state
         if state.enqueue(group):
+            state.parked.pop(group.order, None)
             if group.cold or group.alone or group.rung:
                 self._ageing.watch(group)
             return
         if state.policy.elastic and group.plans:
+            self._ageing.drop_claims(group)
             state.parked[group.order] = group
             group.queued = True
             return

@@ -151,7 +151,8 @@ class WorkerLost:
 
     `job_ids` are the jobs that ran in it (None: all that run on the device). With `blame` each becomes a
     suspect and runs alone next; `hung` is the one that had stopped answering, and its neighbours are requeued
-    without a strike. Resident state of the device is gone with its last worker.
+    without a strike. Resident state of the device is gone with its last worker. `attempt_host_bytes`: what
+    one attempt may now take in those that remain (see `Device`; None: as before).
     """
 
     now: float
@@ -161,6 +162,7 @@ class WorkerLost:
     reason: str = "its worker process died"
     blame: bool = True
     hung: str | None = None
+    attempt_host_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class Placer:
         """Start waiting jobs on the class's open devices, one at a time, the roomiest device first."""
         while cls.open:
             # the roomiest device takes any job that fits on some device, but for those that are particular
-            particular = cls.restricted or self.state.alone[cls.index]
+            particular = cls.restricted or self.state.alone[cls.index] or cls.uneven()
             roomiest = cls.open[: -RESTRICTED_LOOKED_AT if particular else -2 : -1]
             if not any(self.start_one(account) for _, _, account in roomiest):
                 break

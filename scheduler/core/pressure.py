@@ -23,7 +23,7 @@ def best_for_cpu(state: State, account: DeviceAccount) -> tuple[Group, Option, s
     mode = state.policy.on_pressure
     if mode is OnPressure.WAIT or mode is OnPressure.FAIL:
         return None
-    free = account.free
+    free = account.for_one
     best: tuple[Group, Option] | None = None
     best_gain = (-(1 << 62), -1.0)
     limit = -1

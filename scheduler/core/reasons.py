@@ -78,7 +78,7 @@ def _best_obstacle(state: State, record: JobRecord, options: dict[int, tuple[Opt
         for account in state.classes[index].accounts:
             if not record.group.permits(account.device.uuid):
                 continue
-            if best is None or (account.has_slot, account.free) > (best.has_slot, best.free):
+            if best is None or (account.has_slot, account.for_one) > (best.has_slot, best.for_one):
                 best = account
     if best is None:
         return "none of the devices that it may use is here"
@@ -109,6 +109,9 @@ def _obstacle(state: State, record: JobRecord, account: DeviceAccount) -> str:
     if (group.alone or group.cold) and account.running and not account.cls.is_cpu:
         cause = "the first of its kind runs alone and is measured" if group.cold else "it must run alone"
         return f"{cause}, and {len(account.running)} jobs run on {name}"
+    if account.cls.is_cpu and need > account.process_limit:
+        most = gib(account.process_limit)
+        return f"needs {gib(need)}, and no worker process of {name} may take more than {most}"
     free = account.free
     if need > free:
         figures = f"needs {gib(need)}, and {name} has {gib(max(0, free))} free of {gib(account.total)}"
@@ -121,10 +124,8 @@ def _obstacle(state: State, record: JobRecord, account: DeviceAccount) -> str:
             parts.append(f"our processes hold {gib(account.excess)} beyond their reservations")
         return figures + (f": {', '.join(parts)}" if parts else "")
     host_need = min((option.host_need for option in options), default=0)
-    if host_need > account.host.free:
-        return (
-            f"needs {gib(host_need)} of host memory beside {name}, and {gib(max(0, account.host.free))} are "
-            "free"
-        )
+    if host_need > account.host_for_one:
+        most = gib(max(0, account.host_for_one))
+        return f"needs {gib(host_need)} of host memory beside {name}, and {most} are free for one job"
     ahead = state.queued - 1
     return f"{name} has room, and {ahead} other jobs are considered with it"

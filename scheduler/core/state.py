@@ -66,7 +66,7 @@ class State:
     # devices
 
     def add_device(self, device: Device) -> DeviceAccount:
-        """Open an account for a new device; every waiting group gets its options on a new class."""
+        """Open an account for a new device; the caller queues the groups anew whose options that changes."""
         capacity = device.total_bytes - device.headroom_bytes
         cls = next(
             (
@@ -76,7 +76,6 @@ class State:
             ),
             None,
         )
-        is_new_class = cls is None
         if cls is None:
             cls = DeviceClass(len(self.classes), device)
             self.classes.append(cls)
@@ -94,9 +93,6 @@ class State:
         for other in host.devices:
             other.cls.strangers_moved()
         self.topology += 1
-        if is_new_class or account.cls.is_cpu:
-            for group in list(self.waiting_groups()):
-                self.enqueue(group)
         return account
 
     # jobs

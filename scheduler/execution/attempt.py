@@ -111,6 +111,7 @@ def run_attempt(
         course.disk_full,
         retire,
         course.outputs,
+        course.began_to_write,
     )
     return report, course.returned
 
@@ -155,6 +156,7 @@ class _Course:
     on_device: list[tuple[float, float]] = field(default_factory=list)
     returned: Returned | None = None
     outputs: tuple[OutputRecord, ...] = ()
+    began_to_write: bool = False
     disk_full: str = ""
     broken: str = ""
     has_broken: bool = False
@@ -230,6 +232,7 @@ def _carry_out(state: WorkerState, task: AttemptTask, course: _Course, activity:
         with course.timed("compute_s"):
             tables = _compute(state, task, stacks, leases, course, activity, holding)
         activity.turn_to("writes")
+        course.began_to_write = True
         with course.timed("write_s"):
             course.outputs = write_results(task, stacks, tables, course.steps)
         if task.returns_array:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from scheduler.core.events import Event, WorkerJoined, WorkerLost
-from scheduler.core.model import DeviceKind
+from scheduler.core.model import Device, DeviceKind
 from scheduler.execution.fleet import AttemptKey, Fleet, WorkerProcess
 from scheduler.execution.messages import Hello, Leaving, Unfit
 from scheduler.execution.record import JournalRecord
@@ -56,7 +56,7 @@ class Crew:
     gone: list[WorkerProcess] = field(default_factory=list)
     _answered: set[str] = field(default_factory=set)
     _left: set[str] = field(default_factory=set)
-    _slots: dict[str, int] = field(default_factory=dict)
+    _told: dict[str, Device] = field(default_factory=dict)
     _absent_since: dict[str, float] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _over: bool = False
@@ -163,35 +163,41 @@ class Crew:
                 self.end_with(key, process, blame)
 
     def devices_changed(self, reason: str) -> None:
-        """Tell the dispatcher how many attempts each device can take now."""
+        """Tell the dispatcher how many attempts each device can take now, and how large ones."""
         now = time.monotonic()
         # The hosts' memory first: a GPU's job needs it too.
         devices = sorted(self.fleet.devices().values(), key=lambda device: device.kind is not DeviceKind.CPU)
         for device in devices:
-            before = self._slots.get(device.uuid)
-            if before == device.slots:
+            before = self._told.get(device.uuid)
+            if before is not None and _takes(before) == _takes(device):
                 continue
-            self._slots[device.uuid] = device.slots
-            if before is None or device.slots > before:
+            self._told[device.uuid] = device
+            if before is None or device.slots > before.slots:
                 # Its processes join one by one; the record keeps the most that it could take at once.
                 self.record.add_devices([device])
-            if before is None or device.slots > before:
+            if before is None or device.slots >= before.slots:
                 self._absent_since.pop(device.uuid, None)
                 self.feed(WorkerJoined(now, device))
             else:
                 # Its running attempts end, or are ended, one by one.
-                self.feed(WorkerLost(now, device.uuid, device.slots, (), reason))
-            if before and not device.slots:
+                limit = device.attempt_host_bytes if device.slots else None
+                self.feed(WorkerLost(now, device.uuid, device.slots, (), reason, attempt_host_bytes=limit))
+            if before is not None and before.slots and not device.slots:
                 self._absent_since[device.uuid] = now
 
     def nobody_comes(self, now: float) -> bool:
         """True if no process is left that could take an attempt, and none is to be expected."""
-        if any(self._slots.values()):
+        if any(device.slots for device in self._told.values()):
             return False
         if self.terms.elastic:
-            return bool(self._slots) and not self.terms.expected()
+            return bool(self._told) and not self.terms.expected()
         return any(now - since >= ABSENCE_S for since in self._absent_since.values())
 
     def _tell_waiting(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+def _takes(device: Device) -> tuple[int, int]:
+    """How many attempts, and how large ones; without a process nobody says how large."""
+    return device.slots, device.attempt_host_bytes if device.slots else 0

@@ -11,7 +11,7 @@ from typing import Any
 import dask
 from distributed import Client, Future, Scheduler
 
-from scheduler.core.events import Outcome, OutOfMemory, Refused, WorkerDied
+from scheduler.core.events import Outcome, Refused, WorkerDied
 from scheduler.core.model import Device, DeviceKind, gib
 from scheduler.execution.attempt import run_and_tell
 from scheduler.execution.messages import Hello
@@ -187,12 +187,12 @@ class Fleet:
             return WorkerDied("its worker process has gone", blame=False)
         able = [process for process in processes if process.holds(nbytes)]
         if not able:
+            # The process that it was meant for has just left: the dispatcher hears what those here may take.
             most = max(process.hello.process_bytes for process in processes)
-            error = (
+            return Refused(
                 f"it needs {gib(nbytes)} of host memory, and no worker process there may take more than "
-                f"{gib(most)}; start them with a larger --memory-limit"
+                f"{gib(most)}"
             )
-            return OutOfMemory(on_host=True, error=error)
         free = [process for process in able if process.holds(sum(process.host_bytes.values()) + nbytes)]
         if not free:
             return Refused(f"no worker process has {gib(nbytes)} of its memory limit left")

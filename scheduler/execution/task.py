@@ -58,8 +58,12 @@ class OutputTarget:
         return self.stacks or {"": Destination(Path(self.path))}
 
     def claims(self) -> set[tuple[str, int | None]]:
-        """What no other job may write: each path, with the channel of an image that several jobs share."""
-        return {(str(place.path), place.channel) for place in self.places.values()}
+        """What no other job may write: each path, with the channel of an image that several jobs share.
+
+        The tables that its steps may give are among them.
+        """
+        stacks = {(str(place.path), place.channel) for place in self.places.values()}
+        return stacks | {(path, None) for path in self.tables.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,8 @@ class AttemptReport:
         Which file had no room, if that ended the attempt: the job isn't to blame.
     retire
         Why the worker process should be replaced before it is given more; "" if it needn't be.
+    began_to_write
+        Even if it failed some of its results may be in their places: channels of shared images.
     """
 
     outcome: Outcome
@@ -172,3 +178,4 @@ class AttemptReport:
     disk_full: str = ""
     retire: str = ""
     outputs: tuple[OutputRecord, ...] = ()
+    began_to_write: bool = False

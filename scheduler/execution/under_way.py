@@ -89,7 +89,7 @@ class UnderWay(ABC):
         key = placement.job_id, placement.attempt
         task = self._make_task(placement)
         if placement.job_id in self._cut_short and task.output is not None:
-            # The worker may have died after its output was in place and before that was told.
+            # What is in the places of its output can only be an earlier attempt's.
             task = replace(task, output=replace(task.output, overwrite=True))
         future = self._sent(task, placement.device)
         if isinstance(future, Outcome):
@@ -176,6 +176,9 @@ class UnderWay(ABC):
         self._watchdog.ended(key)
         process = self._fleet.process_of(key)
         self._fleet.ended(key)
+        if report is None or report.began_to_write:
+            # The worker may have died after the output was in place and before that was told.
+            self._cut_short.add(key[0])
         self._conclude(attempt.placement, outcome, report, array)
         if process is not None:
             self.crew.replace_if_empty(process)
@@ -183,8 +186,6 @@ class UnderWay(ABC):
     def _conclude(
         self, placement: Placement, outcome: Outcome, report: AttemptReport | None, array: Any = None
     ) -> None:
-        if isinstance(outcome, WorkerDied | TimedOut | Cancelled):
-            self._cut_short.add(placement.job_id)
         if isinstance(outcome, WorkerDied) and not outcome.blame:
             self._requeues[placement.job_id] += 1
             if self._requeues[placement.job_id] > MAX_REQUEUES:

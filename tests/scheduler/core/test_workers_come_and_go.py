@@ -35,6 +35,84 @@ def test_a_process_that_may_take_more_than_the_others_is_given_what_waited_for_i
     assert world.running["large"].host_bytes >= 2 * GIB
 
 
+# worker processes of unequal size
+
+
+def test_a_job_whose_large_process_leaves_waits_for_another_and_does_not_go_to_a_smaller_one():
+    device = replace(cpu(slots=2), attempt_host_bytes=16 * GIB)
+    world = World(device, elastic=True)
+    world.add(job("big", on_cpu(host=10)))
+    left = WorkerLost(1.0, "c-host", 1, (), RETIRED, blame=False, attempt_host_bytes=4 * GIB)
+    world.tell(left)
+    assert world.end("big", WorkerDied(blame=False))[0].rung == "requeued"
+    assert "cpu has 4 GiB for one process at most" in world.reason("big")
+    assert started(join(world, device)) == ["big"]
+
+
+def test_jobs_that_only_a_process_that_left_could_take_wait_for_another():
+    world = World(replace(cpu(slots=2), attempt_host_bytes=16 * GIB), elastic=True)
+    world.add(job("small", on_cpu(host=1)))
+    drain(world, "c-host")
+    world.add(job("big", on_cpu(host=10)))
+    join(world, replace(cpu(slots=1), attempt_host_bytes=4 * GIB))
+    check_invariants(world.dispatcher)
+    assert world.reason("big").startswith("waits for a device to join that can run it")
+    world.end("small")
+    (finish,) = world.tell(Tick(1000.0))
+    assert "10 GiB of host memory, and cpu has 4 GiB for one process at most" in finish.decision.reason
+
+
+def test_of_two_hosts_only_the_one_with_a_large_process_takes_a_large_job():
+    large = replace(cpu(slots=1), attempt_host_bytes=16 * GIB)
+    small = replace(cpu(slots=3, host="other"), attempt_host_bytes=4 * GIB)
+    world = World(small, large, elastic=True)
+    world.add(*jobs(2, on_cpu(host=10), kind="big"), job("k", on_cpu(host=2)))
+    assert {name: placement.device for name, placement in world.running.items()} == {
+        "big0": "c-host",
+        "k": "c-other",
+    }
+    assert world.reason("big1") == "needs 12.5 GiB, and no worker process of cpu may take more than 4 GiB"
+    world.end("big0")
+    assert world.where("big1") == "c-host"
+    drain(world, "c-host")
+    world.end("big1", WorkerDied(blame=False))
+    assert "cpu has 4 GiB for one process at most" in world.reason("big1")
+
+
+def test_of_two_gpus_only_the_one_with_a_large_process_takes_a_job_of_much_host_memory():
+    world = World(
+        replace(gpu(1), attempt_host_bytes=GIB), replace(gpu(2), attempt_host_bytes=4 * GIB), cpu(slots=0)
+    )
+    world.measure(on_gpu(1, host=2))
+    world.add(*jobs(4, on_gpu(1, host=2)))
+    assert {placement.device for placement in world.running.values()} == {"g2"}
+
+
+def test_what_was_drained_for_a_job_that_no_process_can_take_any_more_goes_to_others():
+    world = World(replace(cpu(total=8, slots=4), attempt_host_bytes=7 * GIB), elastic=True, overtake_limit=2)
+    world.add(*jobs(3, on_cpu(host=1), kind="small", batch=1))
+    world.add(job("big", on_cpu(host=6), batch=2))
+    for batch in range(3, 7):
+        world.add(*jobs(1, on_cpu(host=1), kind="small", start=batch, batch=batch))
+        world.end(min(world.running))
+    assert "cpu is being drained for it" in world.reason("big")
+    assert sorted(world.running) == ["small4", "small5"]
+    left = WorkerLost(world.now, "c-host", 3, (), RETIRED, blame=False, attempt_host_bytes=4 * GIB)
+    assert started(world.tell(left)) == ["small6"]
+    check_invariants(world.dispatcher)
+    assert "waits for a device to join" in world.reason("big")
+
+
+def test_a_job_that_a_small_new_gpu_keeps_off_the_cpu_waits_for_a_larger_one():
+    world = World(cpu(slots=1), elastic=True, on_pressure="wait")
+    world.add(job("first", on_cpu()))
+    world.add(job("big", on_gpu(9), on_cpu()))
+    join(world, gpu(total=8))
+    check_invariants(world.dispatcher)
+    assert "the largest device, gpu0, has 8 GiB" in world.reason("big")
+    assert started(join(world, gpu(1, total=16))) == ["big"]
+
+
 # draining
 
 

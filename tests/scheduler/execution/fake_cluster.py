@@ -187,9 +187,20 @@ class World:
         """The attempts so far, in order."""
         return self.client.futures
 
-    def join(self, address: str, device: Device = CPU, *, slots: int = 1, has_nanny: bool = True) -> None:
+    def join(
+        self,
+        address: str,
+        device: Device = CPU,
+        *,
+        slots: int = 1,
+        has_nanny: bool = True,
+        process_bytes: int = 0,
+    ) -> None:
         """A worker process says hello, and what its device's memory is like: all free."""
-        self.driver.hear(Hello(address, address, address, 1, device, CPU, slots, has_nanny))
+        hello = Hello(
+            address, address, address, 1, device, CPU, slots, has_nanny, process_bytes=process_bytes
+        )
+        self.driver.hear(hello)
         known = {each.uuid: each for each in (device, CPU)}
         free = [DeviceSnapshot(each.uuid, each.total_bytes, 0) for each in known.values()]
         self.driver.hear(Readings(tuple(free)))
@@ -202,7 +213,9 @@ class World:
         self, future: FakeFuture, outcome: Outcome | None = None, *, returned: Any = None, **report: Any
     ) -> None:
         """The worker tells how an attempt ended; what it returned goes with the news."""
-        told = AttemptReport(outcome or Done(), worker_pid=1, **report)
+        outcome = outcome or Done()
+        report.setdefault("began_to_write", isinstance(outcome, Done))
+        told = AttemptReport(outcome, worker_pid=1, **report)
         self.driver.hear(Ended(future.task.job_id, future.task.number, told, returned))
 
     def run(self, *jobs: Job) -> str:
@@ -221,8 +234,8 @@ class World:
             source,
             (),
             (),
-            0,
-            0,
+            placement.reserve_bytes,
+            placement.host_bytes,
             output,
             returns_array=self.returns_array,
         )

@@ -155,6 +155,20 @@ def test_a_retry_after_a_death_may_replace_what_the_dead_worker_wrote() -> None:
     assert [future.task.output.overwrite for future in world.futures if future.task.output] == [False, True]
 
 
+@pytest.mark.parametrize("wrote", [True, False])
+def test_a_retry_may_replace_what_an_attempt_wrote_that_failed_but_nobody_elses(wrote: bool) -> None:
+    def work(future: FakeFuture) -> None:
+        if len(world.futures) == 1:
+            world.end(future, OutOfMemory(on_host=True), began_to_write=wrote)
+        else:
+            world.end(future)
+
+    world = World(work)
+    world.join("w1")
+    assert world.run(job("a")) == "done"
+    assert [future.task.output.overwrite for future in world.futures if future.task.output] == [False, wrote]
+
+
 def test_jobs_whose_worker_dies_twice_under_them_are_set_aside() -> None:
     def die(future: FakeFuture) -> None:
         world.leave(future.address)
@@ -217,6 +231,32 @@ def test_without_any_worker_left_the_run_stops_and_says_so(monkeypatch: pytest.M
         "cancelled",
         "not started: no worker process is left, and none comes back",
     )
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_job_whose_large_process_has_left_waits_for_another(slots: int) -> None:
+    larger = iter(["larger"])
+
+    def work(future: FakeFuture) -> None:
+        if future.address == "large":
+            world.join("small", slots=slots, process_bytes=20 * MIB)
+            world.leave("large", expected=True)
+        else:
+            world.end(future)
+
+    def join_once_it_waits(_state: str) -> None:
+        if "j1" in world.record.outcomes:
+            for address in larger:
+                world.join(address, process_bytes=60 * MIB)
+
+    world = World(work, ClusterTerms(elastic=True))
+    world.record.on_moment = join_once_it_waits
+    world.join("large", process_bytes=60 * MIB)
+    assert world.run(job("j1", JobPlan("cpu", (DeviceKind.CPU,), Footprint(0, 30 * MIB)))) == "done"
+    assert [future.address for future in world.futures] == ["large", "larger"]
+    lost, done = world.record.outcomes["j1"]
+    assert isinstance(lost, WorkerDied)
+    assert isinstance(done, Done)
 
 
 def test_while_a_nanny_may_bring_its_process_back_the_run_goes_on() -> None:

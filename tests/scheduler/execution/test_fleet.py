@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scheduler.core.events import Refused
 from scheduler.core.model import Device, DeviceKind
 from scheduler.execution.fleet import Fleet
 from scheduler.execution.jobs import Chain
@@ -70,6 +71,18 @@ def test_an_attempt_may_take_what_the_most_generous_process_gives() -> None:
     assert fleet.devices()["C"].attempt_host_bytes == 300
     fleet.add(hello("without a limit"))
     assert fleet.devices()["C"].attempt_host_bytes == 0
+
+
+def test_a_process_too_small_for_an_attempt_refuses_it() -> None:
+    client = Client()
+    fleet = Fleet(client, "topic")
+    fleet.add(replace(hello("a"), process_bytes=1 << 20))
+    refused = fleet.submit_attempt(replace(task(1), host_bytes=(1 << 20) + 1), device="C")
+    assert isinstance(refused, Refused)
+    assert "no worker process there may take more than 1 MiB" in refused.reason
+    assert client.sent == []
+    fleet.submit_attempt(replace(task(2), host_bytes=1 << 20), device="C")
+    assert client.sent == ["a"]
 
 
 def test_a_gpus_window_is_its_own() -> None:

@@ -19,8 +19,11 @@ from scheduler.execution.runs_here import working_for
 from scheduler.execution.task import AttemptReport, AttemptTask, OutputTarget
 from scheduler.execution.worker import WorkerState
 from scheduler.images.arrays import ArrayFile
+from scheduler.images.ngff import image_attributes
+from scheduler.images.options import DEFAULT_OPTIONS
 from scheduler.images.plates import Destination
 from scheduler.images.sources import stack_of_files
+from scheduler.images.zarr_out import level_scales, write_group
 from scheduler.steps.resolve import StepSpec
 
 HOST = Device("CPU-localhost", "cpu", DeviceKind.CPU, 1 << 62)
@@ -117,6 +120,7 @@ def test_an_array_that_changed_fails_the_job_by_name(make_task: MakeTask, tmp_pa
     report, _ = run_attempt(task)
     assert isinstance(report.outcome, Failed)
     assert "gain.npy has changed since the run began" in report.outcome.error
+    assert not report.began_to_write
     assert written(tmp_path) == set()
 
 
@@ -167,3 +171,40 @@ def test_a_table_that_is_there_is_not_replaced(make_task: MakeTask, tmp_path: Pa
     report, _ = run_attempt(replace(task, output=replace(task.output, overwrite=True)))
     assert isinstance(report.outcome, Done)
     assert (tmp_path / "labels.csv").read_text().startswith("well,area")
+
+
+def test_a_channel_that_a_failed_attempt_has_written_is_replaced_by_the_next(
+    make_task: MakeTask, tmp_path: Path, state: WorkerState
+) -> None:
+    shared, version = tmp_path / "shared.ome.zarr", DEFAULT_OPTIONS.zarr_version
+    attributes = image_attributes(
+        version,
+        "shared",
+        axes="czyx",
+        levels=level_scales(1, 4),
+        physical_size_um=None,
+        channel_names=["image", "nuclei"],
+        value_range=(0, 1),
+        provenance={},
+    )
+    write_group(shared, version, attributes)
+    places = {name: Destination(shared, channel, 2) for channel, name in enumerate(["image", "nuclei"])}
+    output = OutputTarget(str(shared), "ome-zarr", False, {}, stacks=places)
+    source = {"image": IMAGE, "nuclei": IMAGE}
+    task = replace(make_task(), source=source, steps=(), memory_types=(), output=output)
+    write, calls = writing.write_stack, [1, 2]
+
+    def second_fails(*arguments: Any, **keywords: Any) -> Path:
+        if calls.pop() == 1:
+            raise MemoryError("no room to encode")
+        return write(*arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "write_stack", second_fails)
+        first, _ = run_attempt(task)
+    assert isinstance(first.outcome, OutOfMemory)
+    assert first.began_to_write
+    again = replace(task, number=2, output=replace(output, overwrite=first.began_to_write))
+    second, _ = run_attempt(again)
+    assert isinstance(second.outcome, Done), second.outcome
+    assert [record.channel for record in second.outputs] == [0, 1]
