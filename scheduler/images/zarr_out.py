@@ -16,6 +16,7 @@ from scheduler.images.atomic import atomic_file, partial_path, refuse_existing, 
 from scheduler.images.errors import OutputError
 from scheduler.images.ngff import VERSIONS, image_attributes, ome_attributes
 from scheduler.images.options import WriteOptions
+from scheduler.images.provenance import channel_file, channel_provenance, group_provenance, says
 from scheduler.images.stack import StackMetadata
 
 _CHUNK_BYTES = 1 << 20  # several small planes share a chunk of about this size
@@ -84,14 +85,16 @@ def write_channel(
         for index, level in enumerate(levels):
             shape = (channels, *level.shape)
             _new_array(partial, index, shape, level.dtype, options, "czyx")[channel] = level
-        for index in reversed(range(len(levels))):
+        for index in range(len(levels)):
             _share_metadata(partial / str(index), path / str(index))
+        # before the chunks: of a writer that is killed between them nothing is taken for the one before it
+        with atomic_file(channel_file(path, channel), overwrite=True) as file:
+            file.write(json.dumps(dict(metadata.provenance), indent=1, default=str).encode())
+        for index in reversed(range(len(levels))):
             chunks = _channel_folder(path, index, channel, version)
             chunks.parent.mkdir(exist_ok=True)
             # what an attempt that was killed left of the smaller levels is no result
             _put(_channel_folder(partial, index, channel, version), chunks, overwrite=overwrite or index > 0)
-    with atomic_file(path / f"provenance-c{channel}.json", overwrite=True) as file:
-        file.write(json.dumps(dict(metadata.provenance), indent=1, default=str).encode())
 
 
 def check_zarr(array: np.ndarray[Any, Any]) -> None:
@@ -100,13 +103,26 @@ def check_zarr(array: np.ndarray[Any, Any]) -> None:
         raise OutputError(f"ome-zarr has no {array.dtype}; convert it to numbers")
 
 
-def verify_image(path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], channel: int | None) -> bool:
-    """Whether the full resolution has this shape and dtype, and all chunks (of the channel) are there."""
+def verify_image(
+    path: Path,
+    shape: tuple[int, int, int],
+    dtype: np.dtype[Any],
+    channel: int | None,
+    provenance: Mapping[str, str],
+) -> bool:
+    """Whether the full resolution has this shape and dtype, and all chunks (of the channel) are there.
+
+    What the image (or the channel) says of how it came about must agree with `provenance`.
+    """
     try:
+        group = zarr.open_group(path, mode="r", use_consolidated=False)
         array = zarr.open_array(path / "0", mode="r")
     except (OSError, ValueError, KeyError):  # not there, not Zarr, or metadata cut short
         return False
     if array.shape[-3:] != shape or array.dtype != dtype or array.ndim != (3 if channel is None else 4):
+        return False
+    found = group_provenance(group.attrs) if channel is None else channel_provenance(path, channel)
+    if not says(found, provenance):
         return False
     version = "0.5" if array.metadata.zarr_format == 3 else "0.4"
     if channel is None:
@@ -115,11 +131,11 @@ def verify_image(path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], 
     else:
         folder = _channel_folder(path, 0, channel, version)
         expected = array.nchunks // array.shape[0]
-    found = sum(
+    stored = sum(
         len([name for name in names if not name.startswith(".") and name != "zarr.json"])
         for _, _, names in os.walk(folder)
     )
-    return found == expected
+    return stored == expected
 
 
 def write_group(path: Path, version: str, attributes: Mapping[str, Any], *, overwrite: bool = False) -> None:
