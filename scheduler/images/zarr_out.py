@@ -78,7 +78,8 @@ def write_channel(
     levels = list(pyramid(array, len(declared)))
     if len(levels) < len(declared):
         raise OutputError(
-            f"{path} has {len(declared)} levels, but {array.shape} can be halved {len(levels) - 1} times"
+            f"{path} has {len(declared)} levels, but {array.shape} can be halved {len(levels) - 1} times; "
+            f"set output.levels to {len(levels)}"
         )
     refuse_existing(_channel_folder(path, 0, channel, version), overwrite=overwrite)
     with _building(path) as partial:
@@ -185,6 +186,11 @@ def _halved(plane: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.asarray(np.rint(mean) if plane.dtype.kind in "iu" else mean)
 
 
+def levels_of(shape: tuple[int, ...], levels: int) -> int:
+    """How many of `levels` a stack of this shape, which ends in y and x, can have; see pyramid."""
+    return min(levels, min(shape[-2:]).bit_length())
+
+
 def level_scales(levels: int, ndim: int) -> list[list[float]]:
     """Each level's pixel size relative to the first, for axes that end in y and x."""
     return [[1.0] * (ndim - 2) + [2.0**level] * 2 for level in range(levels)]
@@ -257,7 +263,10 @@ def _share_metadata(ours: Path, theirs: Path) -> None:
         differ = sorted(key for key in wanted if there.get(key) != wanted[key])
         if differ:
             figures = ", ".join(f"{key} {wanted[key]} but {there.get(key)} is there" for key in differ[:3])
-            raise OutputError(f"{theirs}: this channel doesn't fit the others: {figures}")
+            raise OutputError(
+                f"{theirs}: this channel doesn't fit the others: {figures}; if these are of an earlier run, "
+                "remove its plate or name another"
+            )
 
 
 @contextlib.contextmanager
