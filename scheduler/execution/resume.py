@@ -56,10 +56,11 @@ def resume(
         _refuse_other_arrays(whole, run_dir)
         prepared = _unfinished(whole, rows, run_dir.name)
         check_output_folder(config.output.path)
-        write_plates(whole, overwrite=True)
         remove_partials(prepared.folders(), read_worker_pids(run_dir))
 
         def go_on() -> JournalRecord:
+            if prepared.jobs:
+                write_plates(whole, overwrite=True, jobs=prepared.jobs)
             return JournalRecord.go_on(run_dir, [job.job_id for job in prepared.jobs])
 
         if not prepared.jobs:
