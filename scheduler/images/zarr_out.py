@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ import zarr.codecs
 
 from scheduler.images.atomic import atomic_file, partial_path, refuse_existing, sync_folder
 from scheduler.images.errors import OutputError
-from scheduler.images.ngff import VERSIONS, image_attributes, ome_attributes
+from scheduler.images.ngff import VERSIONS, image_attributes, inner_path, ome_attributes
 from scheduler.images.options import WriteOptions
 from scheduler.images.provenance import channel_file, channel_provenance, group_provenance, says
 from scheduler.images.stack import StackMetadata
@@ -111,32 +112,45 @@ def verify_image(
     channel: int | None,
     provenance: Mapping[str, str],
 ) -> bool:
-    """Whether the full resolution has this shape and dtype, and all chunks (of the channel) are there.
+    """Whether all levels that the image declares have the shape and dtype that follow from the first one's.
 
-    What the image (or the channel) says of how it came about must agree with `provenance`.
+    Every chunk (of the channel) must be there, of the right length where it isn't compressed, and not empty
+    where it is. What the image (or the channel) says of how it came about must agree with `provenance`.
     """
     try:
-        group = zarr.open_group(path, mode="r", use_consolidated=False)
-        array = zarr.open_array(path / "0", mode="r")
-    except (OSError, ValueError, KeyError):  # not there, not Zarr, or metadata cut short
+        attributes = zarr.open_group(path, mode="r", use_consolidated=False).attrs.asdict()
+        datasets = ome_attributes(attributes)["multiscales"][0]["datasets"]
+        arrays = [zarr.open_array(path / inner_path(dataset["path"]), mode="r") for dataset in datasets]
+    # not there, not Zarr, metadata cut short, or without what every image has
+    except (OSError, ValueError, LookupError, TypeError):
         return False
-    if array.shape[-3:] != shape or array.dtype != dtype or array.ndim != (3 if channel is None else 4):
-        return False
-    found = group_provenance(group.attrs) if channel is None else channel_provenance(path, channel)
-    if not says(found, provenance):
-        return False
-    version = "0.5" if array.metadata.zarr_format == 3 else "0.4"
-    if channel is None:
-        folder = _chunk_folder(path, 0, version)
-        expected = array.nchunks
-    else:
-        folder = _channel_folder(path, 0, channel, version)
-        expected = array.nchunks // array.shape[0]
-    stored = sum(
-        len([name for name in names if not name.startswith(".") and name != "zarr.json"])
-        for _, _, names in os.walk(folder)
-    )
-    return stored == expected
+    found = group_provenance(attributes) if channel is None else channel_provenance(path, channel)
+    depth, height, width = shape
+    for level, array in enumerate(arrays):
+        form = (depth, height >> level, width >> level)
+        if array.ndim != (3 if channel is None else 4) or array.shape[-3:] != form or array.dtype != dtype:
+            return False
+        version = "0.5" if array.metadata.zarr_format == 3 else "0.4"
+        folder = _chunk_folder(path, level, version)
+        if channel is not None:
+            folder = _channel_folder(path, level, channel, version)
+        if not _has_chunks(folder, array):
+            return False
+    return bool(arrays) and says(found, provenance)
+
+
+def _has_chunks(folder: Path, array: zarr.Array[Any]) -> bool:
+    """Whether the chunks of the last three axes are there below `folder`, none of them cut short."""
+    chunk_bytes = math.prod(array.chunks) * array.dtype.itemsize
+    grid = [math.ceil(length / chunk) for length, chunk in zip(array.shape, array.chunks, strict=True)]
+    for position in np.ndindex(*grid[-3:]):
+        try:
+            stored = os.stat(os.path.join(folder, *map(str, position))).st_size
+        except OSError:
+            return False
+        if stored == 0 or (not array.compressors and stored != chunk_bytes):
+            return False
+    return True
 
 
 def write_group(path: Path, version: str, attributes: Mapping[str, Any], *, overwrite: bool = False) -> None:
