@@ -107,12 +107,15 @@ def verify_stack(
         return verify_image(Path(path), shape, np.dtype(dtype), channel, provenance)
     from scheduler.images.layout import stacks_of
     from scheduler.images.provenance import says, tiff_provenance
-    from scheduler.images.tiff import opened
+    from scheduler.images.tiff import check_plausible, opened
     from scheduler.images.tiff_layouts import layouts_of
 
     try:
         with opened(path) as file:
             described = (file.is_ome or file.is_shaped) and says(tiff_provenance(file), provenance)
+            # first of all: once tifffile knows the series it gives later pages the header of the first one
+            for page in file.pages:
+                check_plausible(page, str(path))
             stacks = stacks_of(layouts_of(file, str(path)), "z", str(path))
     except ImageError:
         return False
