@@ -115,22 +115,33 @@ def prepare(config: RunConfig, *, overwrite: bool) -> PreparedRun:
     return prepared
 
 
-def write_plates(prepared: PreparedRun, *, overwrite: bool) -> None:
+def write_plates(
+    prepared: PreparedRun, *, overwrite: bool, jobs: Sequence[PreparedJob] | None = None
+) -> None:
     """Write the metadata of the plates that the jobs fill, before the first of them begins.
+
+    With `jobs` the images of the others are left as they are.
 
     Raises
     ------
     OutputError
-        A plate of that name is there with other wells or images, and `overwrite` is False; or the folder
-        can't be written.
+        A plate of that name is there that has other channels or levels, or without these wells and images if
+        `overwrite` is False; or the folder can't be written.
     """
+    only = None if jobs is None else {path for job in jobs for path in job.paths}
     target = prepared.config.output
     results = [
         result for job in prepared.jobs for result in _results(job.group, tuple(job.outputs), target.name)
     ]
     try:
         prepare_output(
-            target.path, target.name, results, target.format, options=target.options, overwrite=overwrite
+            target.path,
+            target.name,
+            results,
+            target.format,
+            options=target.options,
+            overwrite=overwrite,
+            only=only,
         )
     except FileExistsError as error:
         raise OutputError(str(error)) from error
@@ -250,9 +261,9 @@ def _array_file(use: str, keyword: str, path: Path) -> ArrayFile:
 
 def refuse_existing_outputs(jobs: Sequence[PreparedJob]) -> None:
     """OutputError naming outputs, or else tables that steps may give, that are there already."""
-    outputs = list(dict.fromkeys(path for job in jobs for path in job.paths))
+    outputs = [place for job in jobs for place in job.outputs.values()]
     tables = dict.fromkeys(path for job in jobs for path in job.tables.values())
-    existing = [path for path in outputs if path.exists()]
+    existing = [place.path for place in outputs if place.taken]
     what = f"{len(existing)} of {len(outputs)} outputs"
     if not existing:
         existing = [path for path in tables if path.exists()]

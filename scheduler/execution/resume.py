@@ -19,6 +19,7 @@ from scheduler.execution.task import OutputRecord
 from scheduler.execution.worker_plugin import read_worker_pids
 from scheduler.images.errors import InputError
 from scheduler.images.outputs import check_output_folder, remove_partials, verify_stack
+from scheduler.images.tables import table_digest
 
 
 class ResumeError(ValueError):
@@ -35,8 +36,8 @@ def resume(
     """Finish the run in `run_dir` with the config that it was started with.
 
     Jobs that failed are tried again. A job counts as done if the journal says so, each of its outputs has the
-    shape and dtype that were written, and its tables are there; the others are done anew, replacing what is
-    there.
+    shape and dtype that were written and is this run's own, and its tables are as they were written; the
+    others are done anew, replacing what is there.
     The summary counts all jobs of the run; its seconds are this part's.
 
     Raises
@@ -53,12 +54,13 @@ def resume(
         config, rows = _read(run_dir)
         whole = look(config)
         _refuse_other_arrays(whole, run_dir)
-        prepared = _unfinished(whole, rows)
+        prepared = _unfinished(whole, rows, run_dir.name)
         check_output_folder(config.output.path)
-        write_plates(whole, overwrite=True)
         remove_partials(prepared.folders(), read_worker_pids(run_dir))
 
         def go_on() -> JournalRecord:
+            if prepared.jobs:
+                write_plates(whole, overwrite=True, jobs=prepared.jobs)
             return JournalRecord.go_on(run_dir, [job.job_id for job in prepared.jobs])
 
         if not prepared.jobs:
@@ -117,10 +119,10 @@ def _pins(prepared: PreparedRun, run_dir: Path) -> dict[str, Pin]:
     }
 
 
-def _unfinished(prepared: PreparedRun, rows: Mapping[str, JournalJob]) -> PreparedRun:
+def _unfinished(prepared: PreparedRun, rows: Mapping[str, JournalJob], run_id: str) -> PreparedRun:
     """The jobs of the run that aren't done, as the input shows them now."""
     jobs = {job.job_id: job for job in prepared.jobs}
-    left = {job_id: row for job_id, row in rows.items() if not is_done(row)}
+    left = {job_id: row for job_id, row in rows.items() if not is_done(row, run_id)}
     gone = [job_id for job_id in left if job_id not in jobs]
     if gone:
         raise InputError(
@@ -130,13 +132,26 @@ def _unfinished(prepared: PreparedRun, rows: Mapping[str, JournalJob]) -> Prepar
     return replace(prepared, jobs=tuple(jobs[job_id] for job_id in left))
 
 
-def is_done(row: JournalJob) -> bool:
-    """Whether the journal calls the job done, and all that it has written is there as it was written."""
-    return row.state == "done" and bool(row.outputs) and all(map(_is_there, row.outputs))
+def is_done(row: JournalJob, run_id: str) -> bool:
+    """Whether the journal calls the job done, and all that it has written in this run is there.
+
+    Another run may have put results of another kind in their place.
+    """
+    if row.state != "done" or not row.outputs:
+        return False
+    made_by = {"run": run_id, "job": row.job_id}
+    return all(_is_there(output, made_by) for output in row.outputs)
 
 
-def _is_there(output: OutputRecord) -> bool:
+def _is_there(output: OutputRecord, made_by: Mapping[str, str]) -> bool:
     if output.is_table:
-        return Path(output.path).is_file()
+        return _is_table(output)
     z, y, x = output.shape
-    return verify_stack(output.path, (z, y, x), output.dtype, channel=output.channel)
+    return verify_stack(output.path, (z, y, x), output.dtype, channel=output.channel, provenance=made_by)
+
+
+def _is_table(output: OutputRecord) -> bool:
+    try:
+        return table_digest(output.path) == output.digest
+    except OSError:
+        return False

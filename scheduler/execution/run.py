@@ -68,11 +68,11 @@ def run(
     run_dir = config.output.path / ".stackyard" / (run_id or new_run_id())
 
     def begin() -> JournalRecord:
+        write_plates(prepared, overwrite=overwrite)
         requests = [prepared.request(job, run_id=run_dir.name, overwrite=overwrite) for job in prepared.jobs]
         return JournalRecord.begin(run_dir, config.model_dump(mode="json"), requests)
 
     with run_lock(config, run_dir.name):
-        write_plates(prepared, overwrite=overwrite)
         return carry_out(
             prepared,
             run_dir,

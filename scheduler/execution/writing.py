@@ -16,7 +16,7 @@ from scheduler.images.naming import table_path
 from scheduler.images.outputs import write_stack
 from scheduler.images.plates import Destination
 from scheduler.images.stack import StackSource
-from scheduler.images.tables import write_table
+from scheduler.images.tables import table_digest, write_table
 from scheduler.steps.carried import STACK
 
 
@@ -63,9 +63,10 @@ def write_results(
                 )
             write_table(path, table.columns, fields=dict(target.fields), overwrite=target.overwrite)
             rows = len(next(iter(table.columns.values()), ()))
-            written.append(OutputRecord(table.label, str(path), (rows, len(table.columns))))
             if not target.overwrite:
                 undo.callback(_remove, path)
+            form = rows, len(table.columns)
+            written.append(OutputRecord(table.label, str(path), form, digest=table_digest(path)))
         undo.pop_all()
     return tuple(written)
 

@@ -7,6 +7,7 @@ write_stack(path, stack, format="ome-tiff", physical_size_um=(1.0, 0.325, 0.325)
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -93,22 +94,28 @@ def verify_stack(
     dtype: str | np.dtype[Any],
     *,
     channel: int | None = None,
+    provenance: Mapping[str, str] = MappingProxyType({}),
 ) -> bool:
     """Whether `path` holds one whole stack of this shape and dtype, by its headers and its length.
 
-    Only what write_stack wrote counts: the metadata that it gives every file must be there too.
+    Only what write_stack wrote counts: the metadata that it gives every file must be there too, and what it
+    was given as provenance must say what `provenance` does.
     """
     if Path(path).is_dir():
         from scheduler.images.zarr_out import verify_image
 
-        return verify_image(Path(path), shape, np.dtype(dtype), channel)
+        return verify_image(Path(path), shape, np.dtype(dtype), channel, provenance)
     from scheduler.images.layout import stacks_of
-    from scheduler.images.tiff import opened
+    from scheduler.images.provenance import says, tiff_provenance
+    from scheduler.images.tiff import check_plausible, opened
     from scheduler.images.tiff_layouts import layouts_of
 
     try:
         with opened(path) as file:
-            described = file.is_ome or file.is_shaped
+            described = (file.is_ome or file.is_shaped) and says(tiff_provenance(file), provenance)
+            # first of all: once tifffile knows the series it gives later pages the header of the first one
+            for page in file.pages:
+                check_plausible(page, str(path))
             stacks = stacks_of(layouts_of(file, str(path)), "z", str(path))
     except ImageError:
         return False

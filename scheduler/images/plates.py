@@ -8,11 +8,9 @@ Stacks that differ in `channel` alone then become channels of one image.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from scheduler.images.errors import OutputError
 from scheduler.images.naming import check_output_folder, contained, output_paths, rendered
@@ -31,6 +29,15 @@ class Destination:
     path: Path
     channel: int | None = None
     channels: int = 1
+
+    @property
+    def taken(self) -> bool:
+        """Whether a stack is there, or something else."""
+        if self.channel is None:
+            return self.path.exists()
+        # where the two Zarr formats have a channel's chunks
+        level, channel = self.path / "0", str(self.channel)
+        return (level / "c" / channel).exists() or (level / channel).exists()
 
     @property
     def folder(self) -> Path:
@@ -87,54 +94,32 @@ def prepare_output(
     *,
     options: WriteOptions = DEFAULT_OPTIONS,
     overwrite: bool = False,
+    only: Collection[Path] | None = None,
 ) -> list[Destination]:
     """Plan the outputs, make the folder, and write the metadata of plates, wells and their images.
 
     To be called once, before the first job. Metadata that is there already and says the same stays, so that a
-    run can be resumed. Sources with a `problem` have targets too, but no place in a plate.
+    run can be resumed, and so do the wells and images of a plate that is there; `only` names the images to
+    write where these aren't all. Sources with a `problem` have targets too, but no image of their own.
 
     Raises
     ------
     OutputError
-        As plan_outputs, or the folder can't be written.
+        As plan_outputs; or the folder can't be written; or an image is there that has pixels and other
+        channels or levels, or a plate of another version.
     FileExistsError
-        A plate of that name is there with other wells or images, and `overwrite` is False.
+        A plate of that name is there without these wells and images, and `overwrite` is False.
     """
     targets = plan_outputs(folder, template, sources, format)
     check_output_folder(folder)
     if not _is_plate(template, format):
         return targets
-    from scheduler.images.ngff import image_attributes, plate_attributes, well_attributes
-    from scheduler.images.zarr_out import level_scales, write_group
+    from scheduler.images.plate_groups import write_plate_groups
 
     images: dict[Path, list[StackSource]] = {}
     for source, target in sorted(zip(sources, targets, strict=True), key=lambda pair: pair[1].channel or 0):
-        if not source.problem:
-            images.setdefault(target.path, []).append(source)
-    plates: dict[Path, dict[tuple[str, str], list[str]]] = {}
-    for path in sorted(images, key=lambda path: [natural_key(part) for part in path.parts]):
-        well = path.parent
-        wells = plates.setdefault(well.parent.parent, {})
-        wells.setdefault((well.parent.name, well.name), []).append(path.name)
-    version = options.zarr_version
-    for plate, wells in plates.items():
-        most = max(len(names) for names in wells.values())
-        name = plate.name.partition(".")[0]
-        write_group(plate, version, plate_attributes(version, name, list(wells), most), overwrite=overwrite)
-        for (row, column), names in wells.items():
-            write_group(plate / row, version, {}, overwrite=overwrite)
-            write_group(plate / row / column, version, well_attributes(version, names), overwrite=overwrite)
-    for path, members in images.items():
-        attributes = image_attributes(
-            version,
-            path.name,
-            axes="czyx",
-            levels=level_scales(options.levels, 4),
-            physical_size_um=members[0].physical_size_um,
-            channel_names=[_channel_label(source) for source in members],
-            value_range=_dtype_range(members[0].dtype),
-        )
-        write_group(path, version, attributes, overwrite=overwrite)
+        images.setdefault(target.path, []).append(source)
+    write_plate_groups(images, options, overwrite=overwrite, only=only)
     return targets
 
 
@@ -175,14 +160,3 @@ def _check_differ_in_channel(template: str, path: Path, members: Sequence[StackS
             )
             raise OutputError(f"output name {template!r} gives {path} for both {first} and {fields}; {hint}")
         seen[fields.get("channel", "")] = fields
-
-
-def _dtype_range(dtype: str) -> tuple[float, float]:
-    """All values of an integer dtype; what the jobs will write isn't known yet."""
-    kind = np.dtype(dtype)
-    return (float(np.iinfo(kind).min), float(np.iinfo(kind).max)) if kind.kind in "iu" else (0.0, 1.0)
-
-
-def _channel_label(source: StackSource) -> str | None:
-    channel = dict(source.fields).get("channel")
-    return source.channel_name or (f"channel {channel}" if channel is not None else None)

@@ -1,6 +1,7 @@
 """A step's table, as CSV with the fields of its job in every row."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,3 +44,8 @@ def write_table(
     with atomic_file(path, overwrite=overwrite) as file:
         file.write(text.getvalue().encode())
     return path
+
+
+def table_digest(path: str | Path) -> str:
+    """The SHA-256 of what is in a table's file. OSError if it can't be read."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -10,6 +10,7 @@ import numpy as np
 import tifffile
 
 from scheduler.images.errors import OutputError
+from scheduler.images.provenance import NAMESPACE
 from scheduler.images.stack import StackMetadata
 
 OME_DTYPES = frozenset(
@@ -58,7 +59,7 @@ def write_tiff(
         if described.channel_name is not None:
             metadata["Channel"] = {"Name": [_xml_text(described.channel_name)]}
         if texts:
-            metadata["MapAnnotation"] = {**texts, "Namespace": "stackyard/provenance"}
+            metadata["MapAnnotation"] = {**texts, "Namespace": NAMESPACE}
     else:
         metadata |= {"ChannelName": described.channel_name, "Provenance": texts}
     packed = compression not in ("default", "none")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,9 @@ import zarr.codecs
 
 from scheduler.images.atomic import atomic_file, partial_path, refuse_existing, sync_folder
 from scheduler.images.errors import OutputError
-from scheduler.images.ngff import VERSIONS, image_attributes, ome_attributes
+from scheduler.images.ngff import VERSIONS, image_attributes, inner_path, ome_attributes
 from scheduler.images.options import WriteOptions
+from scheduler.images.provenance import channel_file, channel_provenance, group_provenance, says
 from scheduler.images.stack import StackMetadata
 
 _CHUNK_BYTES = 1 << 20  # several small planes share a chunk of about this size
@@ -77,21 +79,24 @@ def write_channel(
     levels = list(pyramid(array, len(declared)))
     if len(levels) < len(declared):
         raise OutputError(
-            f"{path} has {len(declared)} levels, but {array.shape} can be halved {len(levels) - 1} times"
+            f"{path} has {len(declared)} levels, but {array.shape} can be halved {len(levels) - 1} times; "
+            f"set output.levels to {len(levels)}"
         )
     refuse_existing(_channel_folder(path, 0, channel, version), overwrite=overwrite)
     with _building(path) as partial:
         for index, level in enumerate(levels):
             shape = (channels, *level.shape)
             _new_array(partial, index, shape, level.dtype, options, "czyx")[channel] = level
-        for index in reversed(range(len(levels))):
+        for index in range(len(levels)):
             _share_metadata(partial / str(index), path / str(index))
+        # before the chunks: of a writer that is killed between them nothing is taken for the one before it
+        with atomic_file(channel_file(path, channel), overwrite=True) as file:
+            file.write(json.dumps(dict(metadata.provenance), indent=1, default=str).encode())
+        for index in reversed(range(len(levels))):
             chunks = _channel_folder(path, index, channel, version)
             chunks.parent.mkdir(exist_ok=True)
             # what an attempt that was killed left of the smaller levels is no result
             _put(_channel_folder(partial, index, channel, version), chunks, overwrite=overwrite or index > 0)
-    with atomic_file(path / f"provenance-c{channel}.json", overwrite=True) as file:
-        file.write(json.dumps(dict(metadata.provenance), indent=1, default=str).encode())
 
 
 def check_zarr(array: np.ndarray[Any, Any]) -> None:
@@ -100,26 +105,52 @@ def check_zarr(array: np.ndarray[Any, Any]) -> None:
         raise OutputError(f"ome-zarr has no {array.dtype}; convert it to numbers")
 
 
-def verify_image(path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], channel: int | None) -> bool:
-    """Whether the full resolution has this shape and dtype, and all chunks (of the channel) are there."""
+def verify_image(
+    path: Path,
+    shape: tuple[int, int, int],
+    dtype: np.dtype[Any],
+    channel: int | None,
+    provenance: Mapping[str, str],
+) -> bool:
+    """Whether all levels that the image declares have the shape and dtype that follow from the first one's.
+
+    Every chunk (of the channel) must be there, of the right length where it isn't compressed, and not empty
+    where it is. What the image (or the channel) says of how it came about must agree with `provenance`.
+    """
     try:
-        array = zarr.open_array(path / "0", mode="r")
-    except (OSError, ValueError, KeyError):  # not there, not Zarr, or metadata cut short
+        attributes = zarr.open_group(path, mode="r", use_consolidated=False).attrs.asdict()
+        datasets = ome_attributes(attributes)["multiscales"][0]["datasets"]
+        arrays = [zarr.open_array(path / inner_path(dataset["path"]), mode="r") for dataset in datasets]
+    # not there, not Zarr, metadata cut short, or without what every image has
+    except (OSError, ValueError, LookupError, TypeError):
         return False
-    if array.shape[-3:] != shape or array.dtype != dtype or array.ndim != (3 if channel is None else 4):
-        return False
-    version = "0.5" if array.metadata.zarr_format == 3 else "0.4"
-    if channel is None:
-        folder = _chunk_folder(path, 0, version)
-        expected = array.nchunks
-    else:
-        folder = _channel_folder(path, 0, channel, version)
-        expected = array.nchunks // array.shape[0]
-    found = sum(
-        len([name for name in names if not name.startswith(".") and name != "zarr.json"])
-        for _, _, names in os.walk(folder)
-    )
-    return found == expected
+    found = group_provenance(attributes) if channel is None else channel_provenance(path, channel)
+    depth, height, width = shape
+    for level, array in enumerate(arrays):
+        form = (depth, height >> level, width >> level)
+        if array.ndim != (3 if channel is None else 4) or array.shape[-3:] != form or array.dtype != dtype:
+            return False
+        version = "0.5" if array.metadata.zarr_format == 3 else "0.4"
+        folder = _chunk_folder(path, level, version)
+        if channel is not None:
+            folder = _channel_folder(path, level, channel, version)
+        if not _has_chunks(folder, array):
+            return False
+    return bool(arrays) and says(found, provenance)
+
+
+def _has_chunks(folder: Path, array: zarr.Array[Any]) -> bool:
+    """Whether the chunks of the last three axes are there below `folder`, none of them cut short."""
+    chunk_bytes = math.prod(array.chunks) * array.dtype.itemsize
+    grid = [math.ceil(length / chunk) for length, chunk in zip(array.shape, array.chunks, strict=True)]
+    for position in np.ndindex(*grid[-3:]):
+        try:
+            stored = os.stat(os.path.join(folder, *map(str, position))).st_size
+        except OSError:
+            return False
+        if stored == 0 or (not array.compressors and stored != chunk_bytes):
+            return False
+    return True
 
 
 def write_group(path: Path, version: str, attributes: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -167,6 +198,11 @@ def _halved(plane: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     rows = np.add(plane[::2], plane[1::2], dtype=exact)
     mean = (rows[:, ::2] + rows[:, 1::2]) / exact(4)
     return np.asarray(np.rint(mean) if plane.dtype.kind in "iu" else mean)
+
+
+def levels_of(shape: tuple[int, ...], levels: int) -> int:
+    """How many of `levels` a stack of this shape, which ends in y and x, can have; see pyramid."""
+    return min(levels, min(shape[-2:]).bit_length())
 
 
 def level_scales(levels: int, ndim: int) -> list[list[float]]:
@@ -241,7 +277,10 @@ def _share_metadata(ours: Path, theirs: Path) -> None:
         differ = sorted(key for key in wanted if there.get(key) != wanted[key])
         if differ:
             figures = ", ".join(f"{key} {wanted[key]} but {there.get(key)} is there" for key in differ[:3])
-            raise OutputError(f"{theirs}: this channel doesn't fit the others: {figures}")
+            raise OutputError(
+                f"{theirs}: this channel doesn't fit the others: {figures}; if these are of an earlier run, "
+                "remove its plate or name another"
+            )
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Runs whose jobs have several stacks, arrays from files, tables, and outputs that several jobs share."""
 
 import csv
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import zarr
 from scipy import ndimage
 
 from scheduler.config import RunConfig
+from scheduler.execution.devices import DevicesError
 from scheduler.execution.journal import Journal
 from scheduler.execution.prepare import look
 from scheduler.execution.resume import resume
@@ -81,7 +83,12 @@ def test_two_channels_become_labels_an_image_and_a_table(
     assert job.outputs == (
         OutputRecord("labels", str(out / "A01/labels.ome.tif"), (1, 31, 37), "int32"),
         OutputRecord("image", str(out / "A01/image.ome.tif"), (1, 31, 37), "float32"),
-        OutputRecord("segment", str(out / "A01/segment.csv"), (count, 2)),
+        OutputRecord(
+            "segment",
+            str(out / "A01/segment.csv"),
+            (count, 2),
+            digest=hashlib.sha256((out / "A01/segment.csv").read_bytes()).hexdigest(),
+        ),
     )
     with pytest.raises(OutputError, match=r"4 of 4 outputs exist already"):
         run(two_channels)
@@ -135,17 +142,40 @@ def test_channels_of_several_jobs_share_the_images_of_a_plate(
     plate_metadata = zarr.open_group(tmp_path / "out/p.ome.zarr", mode="r").attrs["ome"]["plate"]
     assert [well["path"] for well in plate_metadata["wells"]] == ["A/01", "B/02"]
 
+    with pytest.raises(OutputError, match=r"4 of 4 outputs exist already"):
+        run(config)
+
+    # Of what is done nothing is touched.
+    labels = tmp_path / "out/p.ome.zarr/A/01/1/zarr.json"
+    labels.write_text(labels.read_text().replace("channel 1", "DAPI"))
+    resume(summary.run_dir)
+
     # One channel is damaged, and the metadata of the plate is gone.
     shutil.rmtree(tmp_path / "out/p.ome.zarr/B/02/1/0/c/1")
     (tmp_path / "out/p.ome.zarr/zarr.json").unlink()
     assert resume(summary.run_dir).done == 4
     journal = Journal.open_readonly(Path(summary.run_dir, "journal.sqlite"))
     assert [job.attempts for job in journal.jobs()] == [1, 1, 1, 2]
+    assert "DAPI" in labels.read_text()
     assert zarr.open_group(tmp_path / "out/p.ome.zarr", mode="r").attrs["ome"]["plate"] == plate_metadata
     np.testing.assert_array_equal(levels[0][1, 0], stack_of(plate, "B02", 2).max(axis=0))
 
 
 # before anything runs
+
+
+def test_a_run_that_is_refused_leaves_no_plate(
+    plate: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object, **_more: object) -> None:
+        raise DevicesError("none of them")
+
+    monkeypatch.setattr("scheduler.execution.run.open_devices", refuse)
+    config = make_config(output={"path": "out", "format": "ome-zarr", "name": "p.zarr/{well}/1"})
+    for _ in range(2):
+        with pytest.raises(DevicesError, match="none of them"):
+            run(config)
+    assert not (tmp_path / "out/p.zarr").exists()
 
 
 def test_a_job_has_the_fields_that_its_stacks_share(two_channels: RunConfig, tmp_path: Path) -> None:

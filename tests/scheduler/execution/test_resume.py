@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,17 @@ import pytest
 import tifffile
 
 from scheduler.config import RunConfig
-from scheduler.execution.journal import Journal
-from scheduler.execution.resume import ResumeError, resume
+from scheduler.execution.journal import Journal, JournalJob
+from scheduler.execution.resume import ResumeError, is_done, resume
 from scheduler.execution.run import run
 from scheduler.execution.run_lock import run_lock
 from scheduler.execution.status import RunStatus, RunSummary
+from scheduler.execution.task import OutputRecord
 from scheduler.images.errors import InputError, OutputError
+from scheduler.images.naming import SUFFIXES
+from scheduler.images.outputs import prepare_output, write_stack
+from scheduler.images.sources import PlaneRef, StackSource
+from scheduler.images.tables import table_digest, write_table
 
 MakeConfig = Callable[..., RunConfig]
 NUMPY_GAUSSIAN = [{"use": "gaussian", "with": {"sigma": 1.0}, "memory": "numpy"}]
@@ -138,6 +144,54 @@ def test_a_config_that_is_being_run_is_refused(make_config: MakeConfig) -> None:
             pass
     with run_lock(config, "second"):
         pass
+
+
+@pytest.mark.parametrize("format", ["tiff", "ome-tiff", "ome-zarr"])
+def test_the_results_of_another_run_or_job_dont_count_as_done(tmp_path: Path, format: str) -> None:
+    path = write_stack(
+        tmp_path / f"a{SUFFIXES[format]}",
+        np.zeros((2, 4, 5), "uint8"),
+        format=format,
+        provenance={"run": "first", "job": "a", "steps": []},
+    )
+    row = JournalJob(
+        "a", "done", "", str(path), (2, 4, 5), "uint8", 1, None,
+        (OutputRecord("stack", str(path), (2, 4, 5), "uint8"),),
+    )  # fmt: skip
+    assert is_done(row, "first")
+    assert not is_done(row, "second")
+    assert not is_done(replace(row, job_id="b"), "first")
+    assert not is_done(replace(row, outputs=()), "first")
+
+
+def test_the_channel_of_another_run_doesnt_count_as_done(tmp_path: Path) -> None:
+    fields = (("well", "A01"), ("channel", "1"))
+    source = StackSource(fields, (PlaneRef("x"),), (2, 4, 5), "uint8")
+    (target,) = prepare_output(tmp_path, "p.zarr/{well}/1", [source], "ome-zarr")
+    for run_id in ("first", "second"):
+        write_stack(
+            target.path,
+            np.zeros((2, 4, 5), "uint8"),
+            format="ome-zarr",
+            provenance={"run": run_id, "job": "a"},
+            overwrite=True,
+            channel=0,
+        )
+        output = OutputRecord("stack", str(target.path), (2, 4, 5), "uint8", channel=0)
+        row = JournalJob("a", "done", "", str(target.path), (2, 4, 5), "uint8", 1, None, (output,))
+        assert [is_done(row, each) for each in ("first", "second")] == [
+            run_id == "first",
+            run_id == "second",
+        ]
+
+
+def test_a_table_that_has_changed_doesnt_count_as_done(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.csv", {"label": [1, 2]}, fields={})
+    output = OutputRecord("seg", str(path), (2, 1), digest=table_digest(path))
+    row = JournalJob("a", "done", "", None, (2, 4, 5), "uint8", 1, None, (output,))
+    assert is_done(row, "first")
+    write_table(path, {"label": [1, 3]}, fields={}, overwrite=True)
+    assert not is_done(row, "first")
 
 
 @pytest.mark.parametrize("outputs_before_the_kill", [0, 1, 3])

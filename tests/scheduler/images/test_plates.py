@@ -1,5 +1,6 @@
 """Plates: where outputs go, the metadata before the first job, and channels that jobs write at once."""
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -19,6 +20,7 @@ from scheduler.images.outputs import (
     write_stack,
 )
 from scheduler.images.sources import PlaneRef, StackSource, find_stacks, read_stack
+from scheduler.images.zarr_out import levels_of, pyramid
 
 VERSIONS = ["0.4", "0.5"]
 SIZE = (1.5, 0.25, 0.5)
@@ -101,6 +103,158 @@ def test_preparing_again_is_harmless_and_other_wells_arent(tmp_path):
     with pytest.raises(FileExistsError, match=r"p1.ome.zarr/zarr.json exists already"):
         prepare_output(tmp_path, TEMPLATE, plate_sources(wells=("C01",)), "ome-zarr")
     prepare_output(tmp_path, TEMPLATE, plate_sources(wells=("C01",)), "ome-zarr", overwrite=True)
+
+
+def contents(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_all(targets, stack, options, **kwargs) -> None:
+    for target in targets:
+        place = {"channel": target.channel, "channels": target.channels}
+        write_stack(target.path, stack, format="ome-zarr", options=options, **place, **kwargs)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("again", "options", "message"),
+    [
+        (
+            {"channels": (2, 3)},
+            {},
+            r"A/01/1 holds channels 1, 2, 3 in 1 level, .* channels 2, 3 in 1 level",
+        ),
+        ({"channels": (3, 2, 1, 4)}, {}, r"this run would make that channels 1, 2, 3, 4"),
+        ({"channels": (1, 2, 3)}, {"levels": 2}, r"in 1 level, and this run would .* in 2 levels: give the"),
+        (
+            {"channels": (1, 2, 3)},
+            {"zarr_version": None},
+            r"A/01 isn't of OME-Zarr 0..: set output.zarr",
+        ),
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_image_with_other_channels_is_left_alone(
+    tmp_path, pixels, version, again, options, message, overwrite
+):
+    whole = WriteOptions(zarr_version=version)
+    sources = plate_sources(sites=1, channels=(1, 2, 3))
+    targets = prepare_output(tmp_path, TEMPLATE, sources, "ome-zarr", options=whole)
+    write_all(targets, pixels((3, 16, 12)), whole)
+    before = contents(tmp_path)
+    other = "0.4" if version == "0.5" else "0.5"
+    given = {"zarr_version": version} | options
+    given["zarr_version"] = given["zarr_version"] or other
+    with pytest.raises(OutputError, match=message):
+        prepare_output(
+            tmp_path, TEMPLATE, plate_sources(sites=1, **again, wells=("A01", "C01")), "ome-zarr",
+            options=WriteOptions(**given), overwrite=overwrite,
+        )  # fmt: skip
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_wells_and_images_of_a_plate_stay_in_its_lists(tmp_path, pixels, version):
+    options = WriteOptions(zarr_version=version)
+    plan = {"format": "ome-zarr", "options": options, "overwrite": True}
+    write_all(prepare_output(tmp_path, TEMPLATE, plate_sources(), **plan), pixels((3, 16, 12)), options)
+    before = contents(tmp_path)
+    prepare_output(tmp_path, TEMPLATE, plate_sources(wells=("A01",), sites=1), **plan)
+    assert contents(tmp_path) == before
+    more = [
+        source
+        for source in plate_sources(wells=("A02", "B11"), sites=3)
+        if dict(source.fields)["site"] == "3"
+    ]
+    write_all(prepare_output(tmp_path, TEMPLATE, more, **plan), pixels((3, 16, 12)), options)
+    name = "zarr.json" if version == "0.5" else ".zattrs"
+    described = json.loads((tmp_path / "p1.ome.zarr" / name).read_text())
+    plate = (described["attributes"]["ome"] if version == "0.5" else described)["plate"]
+    assert [well["path"] for well in plate["wells"]] == ["A/01", "A/02", "B/11"]
+    assert plate["field_count"] == 3
+    found = [source.name for source in find_stacks(tmp_path, "p1.ome.zarr", select={"channel": 0})]
+    assert found == [
+        "well-A01_site-1_channel-0", "well-A01_site-2_channel-0", "well-A02_site-3_channel-0",
+        "well-B11_site-1_channel-0", "well-B11_site-2_channel-0", "well-B11_site-3_channel-0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("group", "attributes", "message"),
+    [
+        ("p1.ome.zarr", {"ome": {"multiscales": []}}, r"p1.ome.zarr is there and isn't a plate"),
+        ("p1.ome.zarr/A/01", {"ome": {"plate": {}}}, r"A/01 is there and isn't a well"),
+        ("p1.ome.zarr", {"ome": {"plate": {"wells": [{"path": "A"}]}}}, r"has a well 'A', where ROW/COLUMN"),
+    ],
+)
+def test_what_is_no_plate_is_left_alone(tmp_path, group, attributes, message):
+    (tmp_path / group).mkdir(parents=True)
+    there = tmp_path / group / "zarr.json"
+    there.write_text(json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}))
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match=message):
+        prepare_output(tmp_path, TEMPLATE, plate_sources(), "ome-zarr", overwrite=True)
+    there.write_text("{")
+    with pytest.raises(OutputError, match=r"zarr.json can't be read, remove it"):
+        prepare_output(tmp_path, TEMPLATE, plate_sources(), "ome-zarr", overwrite=True)
+    assert list(contents(tmp_path)) == list(before)
+
+
+def test_images_that_arent_to_be_written_are_left_alone(tmp_path, pixels):
+    targets = prepare_output(tmp_path, TEMPLATE, plate_sources(sites=1), "ome-zarr")
+    write_all(targets, pixels((3, 16, 12)), WriteOptions())
+    edited = tmp_path / "p1.ome.zarr/A/01/1/zarr.json"
+    edited.write_text(edited.read_text().replace("DAPI", "Hoechst"))
+    (tmp_path / "p1.ome.zarr/zarr.json").unlink()
+    only = {tmp_path / "p1.ome.zarr/B/11/1"}
+    prepare_output(tmp_path, TEMPLATE, plate_sources(sites=1), "ome-zarr", overwrite=True, only=only)
+    assert "Hoechst" in edited.read_text()
+    names = [source.channel_name for source in find_stacks(tmp_path, "p1.ome.zarr")]
+    assert names == ["Hoechst", "channel 2", "DAPI", "channel 2"]
+
+
+def test_a_channel_that_cant_be_read_keeps_its_place(tmp_path, pixels):
+    first, *others = plate_sources(wells=("A01",), sites=1, channels=(1, 2, 3))
+    broken = dataclasses.replace(first, channel_name=None, problem="bad")
+    targets = prepare_output(tmp_path, TEMPLATE, [broken, *others], "ome-zarr")
+    write_all(targets[1:], pixels((3, 16, 12)), WriteOptions())
+    names = [source.channel_name for source in find_stacks(tmp_path, "p1.ome.zarr")]
+    assert names == ["channel 1", "channel 2", "channel 3"]
+    # it has been mended
+    prepare_output(tmp_path, TEMPLATE, [first, *others], "ome-zarr", overwrite=True)
+    names = [source.channel_name for source in find_stacks(tmp_path, "p1.ome.zarr")]
+    assert names == ["DAPI", "channel 2", "channel 3"]
+
+
+def test_a_plate_has_no_more_levels_than_its_pixels_give(tmp_path, pixels):
+    options = WriteOptions(levels=6)
+    stack = pixels((3, 16, 12))
+    targets = prepare_output(tmp_path, TEMPLATE, plate_sources(), "ome-zarr", options=options)
+    write_all(targets, stack, options)
+    for target in targets:
+        group = zarr.open_group(target.path, mode="r")
+        assert [group[str(level)].shape[-2:] for level in range(4)] == [(16, 12), (8, 6), (4, 3), (2, 1)]
+        assert len(group.attrs["ome"]["multiscales"][0]["datasets"]) == 4
+    assert [levels_of(shape, 6) for shape in [(9, 1, 40), (1, 2, 3), (1, 3, 4), (1, 64, 64)]] == [1, 2, 2, 6]
+    for edge in range(1, 20):
+        assert len(list(pyramid(np.zeros((1, edge, 40)), 16))) == levels_of((1, edge, 40), 16)
+
+
+def test_a_step_that_makes_the_image_smaller_is_told_how_many_levels_it_can_have(tmp_path, pixels):
+    options = WriteOptions(levels=6)
+    targets = prepare_output(tmp_path, TEMPLATE, plate_sources(), "ome-zarr", options=options)
+    with pytest.raises(OutputError, match=r"has 4 levels, but \(3, 4, 3\) can be .* set output.levels to 2"):
+        write_all(targets[:1], pixels((3, 4, 3)), options)
+
+
+def test_a_channel_is_taken_by_its_chunks_alone(tmp_path, pixels):
+    for version in VERSIONS:
+        options = WriteOptions(zarr_version=version)
+        folder = tmp_path / version
+        targets = prepare_output(folder, TEMPLATE, plate_sources(), "ome-zarr", options=options)
+        assert not any(target.taken for target in targets)
+        write_all(targets[1:2], pixels((3, 16, 12)), options)
+        assert [target.taken for target in targets[:3]] == [False, True, False]
 
 
 def test_a_channel_is_overwritten_only_when_asked(tmp_path, pixels):

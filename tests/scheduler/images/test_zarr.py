@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,11 @@ from scheduler.images.errors import InputError, OutputError
 from scheduler.images.outputs import (
     WriteOptions,
     output_path,
+    prepare_output,
     verify_stack,
     write_stack,
 )
-from scheduler.images.sources import StackSource, find_stacks, read_stack
+from scheduler.images.sources import PlaneRef, StackSource, find_stacks, read_stack
 from scheduler.images.zarr_out import pyramid
 
 VERSIONS = ["0.4", "0.5"]
@@ -215,18 +215,50 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, pixels, monkeypatch, error)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_verify_misses_no_chunk(tmp_path, version):
-    options = WriteOptions(zarr_version=version, chunks=(1, 8, 8))
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("channel", [None, 1])
+def test_verify_misses_nothing(tmp_path, version, compression, channel):
+    options = WriteOptions(zarr_version=version, chunks=(1, 8, 8), levels=2, compression=compression)
+    zeros = np.zeros((2, 17, 9), "uint16")
     path = tmp_path / "a.ome.zarr"
-    zeros = np.zeros((2, 16, 8), "uint16")
-    write_stack(path, zeros, format="ome-zarr", options=options)
-    assert verify_stack(path, (2, 16, 8), "uint16")
-    assert not verify_stack(path, (2, 16, 9), "uint16")
-    assert not verify_stack(path, (2, 16, 8), "int16")
-    next(chunk for chunk in sorted((path / "0").rglob("0"), reverse=True) if chunk.is_file()).unlink()
-    assert not verify_stack(path, (2, 16, 8), "uint16")
-    shutil.rmtree(path / "0")
-    assert not verify_stack(path, (2, 16, 8), "uint16")
+    if channel is not None:
+        sources = [
+            StackSource((("well", "A01"), ("channel", str(index))), (PlaneRef("x"),), zeros.shape, "uint16")
+            for index in range(2)
+        ]
+        path = prepare_output(tmp_path, "p.zarr/{well}/1", sources, "ome-zarr", options=options)[1].path
+    place = {"channel": channel, "channels": 2}
+    write_stack(path, zeros, format="ome-zarr", options=options, provenance={"run": "a"}, **place)
+
+    def is_whole(shape=zeros.shape, dtype="uint16", **said) -> bool:
+        return verify_stack(path, shape, dtype, channel=channel, provenance=said)
+
+    assert is_whole()
+    assert is_whole(run="a")
+    assert not is_whole(run="b")
+    assert not is_whole((2, 17, 10))
+    assert not is_whole(dtype="int16")
+    assert not verify_stack(path, zeros.shape, "uint16", channel=2 if channel else 0)
+    # an array of Zarr 2 may do without attributes of its own
+    spared = {path / level / ".zattrs" for level in "01"} | set(path.glob("provenance*"))
+    files = [file for file in path.rglob("*") if file.is_file() and file not in spared]
+    assert len(files) == {"0.4": 2, "0.5": 1}[version] + 2 + 2 * 3 * 2 + 2
+    for file in files:
+        content = file.read_bytes()
+        file.unlink()
+        assert not is_whole(), f"{file} gone"
+        file.write_bytes(b"")
+        assert not is_whole(), f"{file} empty"
+        if compression == "none" or file.name.startswith((".z", "zarr")):
+            file.write_bytes(content[:-1])
+            assert not is_whole(), f"{file} cut short"
+        file.write_bytes(content)
+    assert is_whole()
+    group = path / ("zarr.json" if version == "0.5" else ".zattrs")
+    group.write_text(
+        '{"zarr_format": 3, "node_type": "group", "attributes": {}}' if version == "0.5" else "{}"
+    )
+    assert not is_whole()
 
 
 @pytest.mark.parametrize(
