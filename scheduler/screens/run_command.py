@@ -60,7 +60,7 @@ def run_command(
     """
     with errors_as_messages(debug=debug, unusable=(ConfigError,), log_json=log_json):
         config = load_config(path)
-        check_steps(config)
+        check_steps(config, log_json=log_json, quiet=quiet)
     # Dask takes a second to import: a config that can't be used is refused before that.
     from scheduler.execution.run import run
 

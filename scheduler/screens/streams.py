@@ -4,11 +4,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import IO
 
 
 @contextmanager
-def lossy(stream: TextIO) -> Iterator[None]:
+def lossy(stream: IO[str]) -> Iterator[None]:
     """What the block writes to `stream` is dropped if nobody takes it, and so is all that comes after it.
 
     A pipe's reader may have ended, a log's disk may be full. Standard error says so of standard output.
