@@ -45,6 +45,7 @@ def stacks_of(layouts: list[Layout], stack_along: str, path: str) -> list[StackS
 
     Axes longer than 1 become fields with the position as value: `channel`, `time`, `sample` (of RGB). They
     come after the fields of the image itself: `image` in a file of several, `well` and `site` in a plate.
+    A stack along `channel` has no channel's name, and only one along `z` has the distance of z planes.
     """
     return [source for layout in layouts for source in _stacks(layout, stack_along, path)]
 
@@ -69,15 +70,15 @@ def _stacks(layout: Layout, stack_along: str, path: str) -> Iterator[StackSource
         ]
         at = dict(zip(names, position, strict=False))
         channel = int(at.get("channel", 0))
-        name = layout.channel_names[channel] if channel < len(layout.channel_names) else None
+        named = stack_along != "channel" and channel < len(layout.channel_names)
         planes = tuple(layout.planes[int(plane)] for plane in grid[position])
         whole = StackSource(
             fields=layout.fields + tuple(fields),
             planes=planes,
             shape=(len(planes), *layout.plane_shape),
             dtype=layout.dtype,
-            physical_size_um=layout.physical_size_um,
-            channel_name=name or None,
+            physical_size_um=_size_along(stack_along, layout.physical_size_um),
+            channel_name=(layout.channel_names[channel] or None) if named else None,
         )
         yield from _samples(whole, layout.samples)
 
@@ -85,6 +86,10 @@ def _stacks(layout: Layout, stack_along: str, path: str) -> Iterator[StackSource
 def broken(fields: tuple[tuple[str, str], ...], planes: tuple[PlaneRef, ...], problem: str) -> StackSource:
     """A stack that is there and can't be read; its shape is a place holder."""
     return StackSource(fields, planes, (len(planes), 1, 1), "uint8", problem=problem)
+
+
+def _size_along(stack_along: str, size: PhysicalSize | None) -> PhysicalSize | None:
+    return size if size is None or stack_along == "z" else (None, *size[1:])
 
 
 def _axis_names(layout: Layout, stack_along: str, path: str) -> list[str]:

@@ -13,13 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scheduler.images.errors import OutputError
-from scheduler.images.naming import check_output_folder, contained, output_paths, rendered
+from scheduler.images.naming import (
+    check_output_folder,
+    contained,
+    output_paths,
+    rendered,
+    template_fields,
+)
 from scheduler.images.options import DEFAULT_OPTIONS, WriteOptions
 from scheduler.images.patterns import natural_key
 from scheduler.images.stack import StackSource
 
 _WELL = re.compile(r"([A-Za-z]+)[-_ ]?([0-9]+)")
 _ALPHANUMERIC = re.compile(r"[A-Za-z0-9]+")  # all that the specification allows in a plate
+_UNTOLD = "unknown0"  # may be a well too; nothing is written there
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ def plan_outputs(
         `NAME.zarr/{well}/{site}` or `NAME.zarr/{row}/{column}/{site}`.
     """
     if not _is_plate(template, format):
-        fields = [dict(source.fields) for source in sources]
+        fields = [_fields(source, template) for source in sources]
         paths = output_paths(folder, template, fields, format)
         refuse_inputs(paths, sources)
         return [Destination(path) for path in paths]
@@ -128,8 +135,14 @@ def _is_plate(template: str, format: str) -> bool:
     return format == "ome-zarr" and bool(inner) and head.endswith(".zarr")
 
 
+def _fields(source: StackSource, template: str) -> dict[str, str]:
+    """The fields for an output's name; the file of a broken source hasn't told all of them."""
+    untold = dict.fromkeys(template_fields(template), _UNTOLD) if source.problem else {}
+    return {**untold, **dict(source.fields)}
+
+
 def _image_path(folder: Path, template: str, source: StackSource) -> Path:
-    plate, *inner = rendered(template, dict(source.fields))
+    plate, *inner = rendered(template, _fields(source, template))
     if len(inner) == 2:
         found = _WELL.fullmatch(inner[0])
         if found is None:

@@ -239,11 +239,14 @@ def _stacks_from_files(
 def _describe(path: str, along: str, *, alone: bool = False) -> list[StackSource]:
     from scheduler.images.tiff_layouts import describe_tiff
 
-    if Path(path).is_dir():
-        from scheduler.images.zarr_in import describe_zarr
+    try:
+        if Path(path).is_dir():
+            from scheduler.images.zarr_in import describe_zarr
 
-        return stacks_of(describe_zarr(path), along, path)
-    return stacks_of(describe_tiff(path, alone=alone), along, path)
+            return stacks_of(describe_zarr(path), along, path)
+        return stacks_of(describe_tiff(path, alone=alone), along, path)
+    except MemoryError as error:
+        raise ImageError(f"{path}: the description of its planes alone doesn't fit into memory") from error
 
 
 def _joined(

@@ -28,6 +28,8 @@ _CODECS = frozenset({
 _CHUNK_BYTES = 256 << 20  # a chunk may be larger than its array, but not by more than this
 _MAX_RATIO = 40_000
 _SIZED_BYTES = 1 << 30  # arrays beyond this are held against what is stored
+_FREE_PLANES = 10_000  # so are more planes than these
+_MAX_PLANES = 4 << 20
 
 
 def describe_zarr(path: str | Path) -> list[Layout]:
@@ -120,6 +122,7 @@ def _image_layout(path: str, ome: Mapping[str, Any]) -> Layout:
         outer = array.shape[:-2]
         if 0 in array.shape:
             raise ImageError(f"{where}: an empty array {array.shape}")
+        _check_planes(array, where)
         return Layout(
             axes=image.axes[:-2].upper(),
             sizes=outer,
@@ -156,6 +159,17 @@ def _checked_array(path: str) -> zarr.Array[Any]:
         claim = f"{array.nbytes} bytes ({array.dtype} {array.shape})"
         raise ImageError(f"{path}: absurd header: claims {claim}, stored in {stored}")
     return array
+
+
+def _check_planes(array: zarr.Array[Any], path: str) -> None:
+    """Each plane takes some hundred bytes here before a pixel is read: ImageError for more than can be."""
+    planes = math.prod(array.shape[:-2])
+    if planes > _MAX_PLANES:
+        raise ImageError(f"{path}: claims {planes} planes {array.shape}; {_MAX_PLANES} are read at most")
+    if planes > _FREE_PLANES and planes > (stored := array.nbytes_stored()):
+        raise ImageError(
+            f"{path}: absurd header: claims {planes} planes {array.shape}, stored in {stored} bytes"
+        )
 
 
 def _codecs(metadata: object) -> set[str]:

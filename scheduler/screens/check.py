@@ -2,24 +2,38 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 
 from scheduler.config import RunConfig, config_error
 from scheduler.config.model import StepConfig
 from scheduler.execution.prepare import config_folder, step_spec
+from scheduler.screens.printed import prints_told
 from scheduler.steps.errors import StepError
 
 
-def check_steps(config: RunConfig) -> None:
-    """Resolve every step; ConfigError names all that can't be, each with its line and column."""
+def check_steps(config: RunConfig, *, log_json: bool = False, quiet: bool = False) -> None:
+    """Resolve every step; ConfigError names all that can't be, each with its line and column.
+
+    What its module prints is told as `prints_told` does.
+    """
     problems: dict[tuple[str | int, ...], str] = {}
-    for index, step in enumerate(config.steps):
-        try:
-            step_spec(step, config_folder(config)).resolve().close()
-        except StepError as error:
-            at = _place(step, str(error))
-            problems["steps", index, *at] = str(error)
+    with prints_told(log_json=log_json, quiet=quiet):
+        for index, step in enumerate(config.steps):
+            try:
+                step_spec(step, config_folder(config)).resolve().close()
+            except StepError as error:
+                at = _place(step, str(error))
+                problems["steps", index, *at] = str(error)
     if problems:
         raise config_error(config, problems)
+
+
+def import_steps(config: RunConfig, *, log_json: bool, quiet: bool) -> None:
+    """Import the steps of a run that is resumed, which itself tells those that can't be."""
+    with prints_told(log_json=log_json, quiet=quiet):
+        for step in config.steps:
+            with suppress(StepError):
+                step_spec(step, config_folder(config)).resolve().close()
 
 
 def _place(step: StepConfig, error: str) -> tuple[str, ...]:

@@ -29,7 +29,9 @@ def main() -> None:
     if sys.platform == "win32":
         sys.exit("stackyard needs Linux or macOS; on Windows, run it in WSL2")
     from scheduler.screens.exits import errors_as_messages
+    from scheduler.screens.streams import open_closed_streams
 
+    open_closed_streams()
     try:
         # What a command doesn't answer for itself, such as an import that fails.
         with errors_as_messages(debug="--debug" in sys.argv, unusable=()):

@@ -1,13 +1,13 @@
 """`--log-json`: what happens in a run as one JSON object on each line of standard error, for programs."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from scheduler.execution.status import RunStatus
+from scheduler.screens.streams import write_past_buffer
 
 
 class EventLines:
@@ -32,7 +32,4 @@ class EventLines:
 def write_event(event: Mapping[str, Any]) -> None:
     """Write one line, whole: past the stream's buffer, whose lock the interrupted code may hold."""
     # ASCII only: nothing in a name can drive a terminal or end a line.
-    line = json.dumps(event, default=str) + "\n"
-    left = memoryview(line.encode("ascii"))
-    while left:
-        left = left[os.write(2, left) :]
+    write_past_buffer((json.dumps(event, default=str) + "\n").encode("ascii"))

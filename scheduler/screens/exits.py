@@ -16,6 +16,7 @@ from typing import Any
 import typer
 
 from scheduler.screens.event_lines import write_event
+from scheduler.screens.streams import lossy
 from scheduler.screens.words import printable
 
 SOME_JOBS_FAILED = 1
@@ -45,14 +46,16 @@ def errors_as_messages(
         expected = isinstance(error, (*unusable, OSError))
         said = _message(error) if expected else f"internal error: {type(error).__name__}: {error}"
         if debug and not log_json:
-            traceback.print_exception(error, file=sys.stderr)
+            with lossy(sys.stderr):
+                traceback.print_exception(error, file=sys.stderr)
         elif not expected:
             said += "\n(the same with --debug says where)"
         if log_json:
             write_event({"at": time.time(), "event": "error", "text": said})
         else:
             gap = "\n" if "\n" in said else " "
-            print(f"stackyard:{gap}{printable(said)}", file=sys.stderr)
+            with lossy(sys.stderr):
+                print(f"stackyard:{gap}{printable(said)}", file=sys.stderr)
         raise typer.Exit(UNUSABLE if expected else SOME_JOBS_FAILED) from error
     finally:
         warnings.showwarning = show_before
@@ -62,7 +65,8 @@ def _show_warning(log_json: bool, message: Warning | str, *_where: object, **_mo
     if log_json:
         write_event({"at": time.time(), "event": "warning", "text": str(message)})
     else:
-        print(f"stackyard: {printable(str(message))}", file=sys.stderr)
+        with lossy(sys.stderr):
+            print(f"stackyard: {printable(str(message))}", file=sys.stderr)
 
 
 def _message(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """A run while it goes on: one live view on a terminal, now and then a line anywhere else."""
 
-import os
 import sys
 import threading
 from types import TracebackType
@@ -16,6 +15,7 @@ from rich.text import Text
 from memcore.info import bytes_text
 from scheduler.execution.status import DeviceStatus, RunStatus
 from scheduler.screens.memory_bar import MemoryBar, legend, memory_parts
+from scheduler.screens.streams import lossy, write_past_buffer
 from scheduler.screens.words import duration_text, printable, rate_text
 
 LINE_EVERY_S = 10.0
@@ -74,7 +74,8 @@ class LiveProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.stop()
+        with lossy(sys.stderr):
+            self._live.stop()
 
     def update(self, status: RunStatus) -> None:
         """Draw `status` at the next refresh."""
@@ -122,12 +123,12 @@ class PlainProgress:
             if lines or self._is_news(status):
                 self._last = status
                 # One write: lines of other programs on the same pipe don't cut into it.
-                sys.stderr.write("\n".join([*lines, status_line(status)]) + "\n")
-                sys.stderr.flush()
+                with lossy(sys.stderr):
+                    sys.stderr.write("\n".join([*lines, status_line(status)]) + "\n")
 
     def say(self, what: str) -> None:
         """Write `what` past the stream's buffer, whose lock the interrupted code may hold."""
-        os.write(2, f"stackyard: {what}\n".encode())
+        write_past_buffer(f"stackyard: {what}\n".encode())
 
     def _is_news(self, status: RunStatus) -> bool:
         last = self._last

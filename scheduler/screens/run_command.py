@@ -1,5 +1,6 @@
 """`stackyard run`: a config file carried out, with progress and an account at the end."""
 
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,7 @@ from scheduler.screens.event_lines import EventLines, write_event
 from scheduler.screens.exits import errors_as_messages, print_json, stop_on_signals
 from scheduler.screens.progress import progress_on
 from scheduler.screens.run_folder import CANCEL_FILE
+from scheduler.screens.streams import lossy
 from scheduler.screens.submit_command import tell_run
 from scheduler.screens.summary import print_summary
 from scheduler.steps.errors import StepError
@@ -58,7 +60,7 @@ def run_command(
     """
     with errors_as_messages(debug=debug, unusable=(ConfigError,), log_json=log_json):
         config = load_config(path)
-        check_steps(config)
+        check_steps(config, log_json=log_json, quiet=quiet)
     # Dask takes a second to import: a config that can't be used is refused before that.
     from scheduler.execution.run import run
 
@@ -107,7 +109,8 @@ def carry_out(
 
         summary = runner(on_status=show, stop=stop, on_event=write_event if log_json else None)
     if as_json:
-        print_json(summary.to_json())
+        with lossy(sys.stdout):
+            print_json(summary.to_json())
     if summary.failures and (quiet or as_json) and not log_json:
         print_summary(errors, summary, results)
     elif not quiet and not as_json:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scheduler.config import RunConfig
 from scheduler.execution.journal import Journal
 from scheduler.execution.slurm_driver import JOB_FILE, DriverJob, read_driver_job
 from scheduler.execution.status import DeviceStatus, JobFailure, RunStatus, WaitingJob
@@ -97,10 +98,10 @@ def read_failures(run_dir: Path) -> tuple[JobFailure, ...]:
         )
 
 
-def read_results_folder(run_dir: Path) -> Path:
-    """Where the run's results go."""
+def read_config(run_dir: Path) -> RunConfig:
+    """The config that the run was started with."""
     with _journal(run_dir) as journal:
-        return Path(journal.config()["output"]["path"])
+        return RunConfig.model_validate(journal.config())
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scheduler.execution.status import JobFailure, RunSummary
+from scheduler.screens.streams import lossy
 from scheduler.screens.words import count_text, duration_text, path_text, printable
 
 
@@ -39,8 +40,15 @@ def draw_summary(summary: RunSummary, results: Path) -> RenderableType:
 
 
 def print_summary(console: Console, summary: RunSummary, results: Path) -> None:
-    """Print the account; paths and reasons keep their lines whole where the console is no terminal."""
-    console.print(draw_summary(summary, results), soft_wrap=not console.is_terminal)
+    """Print the account; paths and reasons keep their lines whole where the console is no terminal.
+
+    Where it can't be printed the run has ended all the same.
+    """
+    with lossy(console.file):
+        # Rich itself would end the process where a pipe's reader has gone.
+        with console.capture() as account:
+            console.print(draw_summary(summary, results), soft_wrap=not console.is_terminal)
+        console.file.write(account.get())
 
 
 def _headline(summary: RunSummary) -> Text:

@@ -1,11 +1,12 @@
 """`flat_field`: each slice divided by the illumination of the field of view."""
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memcore import StackError, memory_types
+from memcore import DtypeError, StackError, memory_types
 from scheduler.steps.dtypes import dtype_name, float_dtype, float_nbytes, jax_float_dtype
 from scheduler.steps.separable import ALLOWANCE_BYTES
 
@@ -26,7 +27,12 @@ def _frames_and_stacks(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def _one_plane(name: str, array: Any, plane: tuple[int, ...]) -> Any:
-    """The [Y, X] of a frame, which may come as [1, Y, X]; StackError if it isn't of the stack's size."""
+    """The [Y, X] of a frame, which may come as [1, Y, X].
+
+    StackError if it isn't of the stack's size, DtypeError if it is complex.
+    """
+    if dtype_name(array).startswith("complex"):
+        raise DtypeError(f"{STEP}: {name} is {dtype_name(array)}, and a frame has real values")
     shape = tuple(array.shape)
     if shape not in (plane, (1, *plane)):
         raise StackError(f"{STEP}: {name} has the shape {shape}, and the stack's slices have {plane}")
@@ -40,10 +46,20 @@ def _corrected(stack: Any, flat: Any, dark: Any, floating: Any, mean: Any) -> An
     offset = None if dark is None else floating(_one_plane("dark", dark, plane))
     if offset is not None:
         gain = gain - offset
+    less = "" if dark is None else " less the dark frame"
     if not bool((gain > 0).all()):
-        less = "" if dark is None else " less the dark frame"
         raise ValueError(f"{STEP}: the flat field{less} isn't above 0 everywhere: it divides the image")
-    gain = gain / mean(gain)
+    average = mean(gain)
+    if not bool(average < math.inf):
+        raise ValueError(
+            f"{STEP}: the flat field{less} isn't finite in {dtype_name(gain)}, or its mean isn't"
+        )
+    gain = gain / average
+    if not bool((gain > 0).all()):
+        raise ValueError(
+            f"{STEP}: the flat field{less} has values so far below its mean that {dtype_name(gain)} "
+            "has no such gain"
+        )
     # In place, but for JAX.
     result = floating(stack)
     if offset is not None:
@@ -77,9 +93,9 @@ def flat_field(stack: NDArray[Any], *, flat: NDArray[Any], dark: NDArray[Any] | 
     StackError
         A frame isn't of the slices' size.
     ValueError
-        The flat field, less the dark frame, has a value that isn't above 0.
+        The flat field, less the dark frame, has a value that isn't above 0 or isn't finite.
     DtypeError
-        The stack's dtype is none of these.
+        The stack's dtype is none of these, or a frame is complex.
 
     Notes
     -----

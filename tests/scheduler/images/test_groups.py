@@ -37,6 +37,28 @@ def test_channels_inside_a_file(tmp_path, pixels):
         read_stack(damaged["image"], np.empty((1, 1, 1), "uint8"))
 
 
+def test_a_damaged_file_fails_the_groups_that_it_belongs_to_alone(tmp_path, pixels):
+    for name in "ab":
+        for channel in (1, 2):
+            data = pixels((3, 2, 8, 6))
+            path = tmp_path / f"{name}_c{channel}.tif"
+            tifffile.imwrite(path, data, photometric="minisblack", metadata={"axes": "TZYX"})
+    (tmp_path / "b_c2.tif").write_bytes(b"damaged")
+    groups = group_stacks(find_stacks(tmp_path, "{name}_c{channel}.tif"), TWO_CHANNELS)
+    names = [f"name-{name}_time-{time}" for name in "ab" for time in range(3)]
+    assert [group.name for group in groups] == names
+    for group in groups:
+        damaged = group.name.startswith("name-b")
+        assert not group["image"].problem
+        assert ("b_c2.tif" in group["nuclei"].problem) == damaged
+
+    (tmp_path / "b_c1.tif").write_bytes(b"damaged")
+    *whole, damaged = group_stacks(find_stacks(tmp_path, "{name}_c{channel}.tif"), TWO_CHANNELS)
+    assert not any(stack.problem for group in whole for _, stack in group.stacks)
+    assert damaged.name == "name-b"
+    assert all(stack.problem for _, stack in damaged.stacks)
+
+
 def test_a_group_without_one_of_its_stacks_is_named(plate):
     folder, _ = plate
     for path in folder.glob("B02*_c2.tif"):

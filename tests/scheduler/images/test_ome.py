@@ -57,6 +57,34 @@ def test_physical_sizes_units_and_channel_names(tmp_path, pixels):
     assert sources[0].physical_size_um == pytest.approx((1.5, 0.325, 0.325))
 
 
+@pytest.mark.parametrize(
+    ("along", "size", "names"),
+    [
+        ("z", (1.5, 0.25, 0.5), ["DAPI", "Tubulin"]),
+        ("time", (None, 0.25, 0.5), ["DAPI", "Tubulin"]),
+        ("channel", (None, 0.25, 0.5), [None]),
+    ],
+)
+def test_only_what_holds_along_the_stacked_axis_is_told(tmp_path, pixels, along, size, names):
+    metadata = {
+        "axes": "TCZYX",
+        "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25, "PhysicalSizeZ": 1.5,
+        "Channel": {"Name": ["DAPI", "Tubulin"]},
+    }  # fmt: skip
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels((1, 2, 1, 8, 6)), ome=True, metadata=metadata)
+    sources = find_stacks(tmp_path, "{name}.ome.tif", stack_along=along)
+    assert [source.channel_name for source in sources] == names
+    assert {source.physical_size_um for source in sources} == {size}
+
+
+def test_planes_of_several_files_along_channel_are_of_no_channel(tmp_path, pixels):
+    for channel, name in enumerate(["DAPI", "Tubulin"]):
+        metadata = {"axes": "YX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25, "Channel": {"Name": name}}
+        tifffile.imwrite(tmp_path / f"a_c{channel}.ome.tif", pixels((8, 6)), ome=True, metadata=metadata)
+    (source,) = find_stacks(tmp_path, "{name}_c{channel}.ome.tif", stack_along="channel")
+    assert (source.shape, source.channel_name) == ((2, 8, 6), None)
+
+
 def test_rgb_with_ome_metadata(tmp_path, pixels):
     data = pixels((2, 8, 6, 3), "uint8")
     tifffile.imwrite(tmp_path / "a.ome.tif", data, ome=True, photometric="rgb", metadata={"axes": "ZYXS"})

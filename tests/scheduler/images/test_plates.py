@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -316,6 +317,20 @@ def test_plain_outputs_are_planned_alike(tmp_path):
     assert [target.path.name for target in targets][:2] == ["A01_c1.ome.tif", "A01_c2.ome.tif"]
     assert {(target.channel, target.channels) for target in targets} == {(None, 1)}
     assert (tmp_path / "new").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("format", "template"),
+    [("tiff", "{name}_{time}"), ("ome-zarr", "{name}.zarr/{well}/{site}")],
+)
+def test_a_broken_source_may_lack_what_its_file_would_tell(tmp_path, format, template):
+    told = (("name", "a"), ("time", "0"), ("well", "A01"), ("site", "1"))
+    good = StackSource(told, (PlaneRef("x"),), (3, 16, 12), "uint16")
+    broken = StackSource((("name", "b"),), (PlaneRef("y"),), (1, 1, 1), "uint8")
+    with pytest.raises(OutputError, match="no field"):
+        plan_outputs(tmp_path, template, [good, broken], format)
+    places = plan_outputs(tmp_path, template, [good, replace(broken, problem="damaged")], format)
+    assert len({place.path for place in places}) == 2
 
 
 def test_a_broken_source_has_no_place_in_the_plate(tmp_path):

@@ -16,6 +16,7 @@ from scheduler.images.outputs import (
     write_stack,
 )
 from scheduler.images.sources import PlaneRef, StackSource, find_stacks, read_stack
+from scheduler.images.zarr_in import describe_zarr
 
 VERSIONS = ["0.4", "0.5"]
 
@@ -84,6 +85,39 @@ def test_an_absurd_shape_is_refused_before_memory_is_taken(tmp_path, pixels, ver
     path.write_text(json.dumps(described))
     with pytest.raises(InputError, match=r"absurd header: claims 19200000000000000 bytes .*, stored in \d+"):
         find_stacks(tmp_path, "a.zarr")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ([20_000_000, 2, 2], r"claims 20000000 planes \(20000000, 2, 2\); 4194304 are read at most"),
+        ([1_000_000_000, 1, 1], r"absurd header|claims 1000000000 planes"),
+        ([10_001, 2, 2], r"absurd header: claims 10001 planes \(10001, 2, 2\), stored in \d+ bytes"),
+    ],
+)
+def test_more_planes_than_can_be_are_refused(tmp_path, pixels, shape, message):
+    image = write_stack(tmp_path / "a.zarr", pixels((2, 2, 2)), format="ome-zarr")
+    path = image / "0" / "zarr.json"
+    described = json.loads(path.read_text())
+    described["shape"] = shape
+    path.write_text(json.dumps(described))
+    with pytest.raises(InputError, match=message):
+        find_stacks(tmp_path, "a.zarr")
+
+
+def test_an_image_that_memory_doesnt_suffice_for_leaves_the_others(tmp_path, pixels, monkeypatch):
+    for name in "ab":
+        write_stack(tmp_path / f"{name}.zarr", pixels((2, 2, 2)), format="ome-zarr")
+
+    def described(path):
+        if path.endswith("b.zarr"):
+            raise MemoryError
+        return describe_zarr(path)
+
+    monkeypatch.setattr("scheduler.images.zarr_in.describe_zarr", described)
+    good, too_large = find_stacks(tmp_path, "{name}.zarr")
+    assert not good.problem
+    assert "b.zarr: the description of its planes alone doesn't fit into memory" in too_large.problem
 
 
 def test_absurd_chunks_are_refused(tmp_path, pixels):

@@ -20,7 +20,11 @@ INTERRUPTED = RunSummary(3, 1, 0, 0, 0, 1.0, "/run", True)
 def run_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "out/.stackyard/1"
     folder.mkdir(parents=True)
-    config = {"output": {"path": str(tmp_path / "out")}}
+    config = {
+        "input": {"path": str(tmp_path), "pattern": "{well}_z{z}.tif"},
+        "steps": [{"use": "gaussian", "with": {"sigma": 1}}],
+        "output": {"path": str(tmp_path / "out"), "name": "{well}"},
+    }
     journal = Journal.create(
         folder / "journal.sqlite", version="1", host="here", started_at=0.0, config=config
     )

@@ -97,6 +97,45 @@ def test_a_flat_field_that_is_dark_somewhere_is_refused(memory_type: str) -> Non
         corrected(memory_type, stack, flat=dark, dark=dark)
 
 
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+@pytest.mark.parametrize("memory_type", ["numpy", "torch", "jax"])
+def test_frames_that_give_no_finite_gain_are_refused(memory_type: str) -> None:
+    stack, even = np.ones(SHAPE, np.uint16), np.full(SHAPE[1:], 7, np.float32)
+
+    def with_one(value: float, dtype: str = "float32") -> NDArray[Any]:
+        frame = even.astype(dtype)
+        frame[3, 4] = value
+        return frame
+
+    for flat in (with_one(np.inf), np.full_like(even, np.inf)):
+        with pytest.raises(ValueError, match="flat field isn't finite in float32"):
+            corrected(memory_type, stack, flat=flat)
+    with pytest.raises(ValueError, match="flat field isn't above 0 everywhere"):
+        corrected(memory_type, stack, flat=with_one(np.nan))
+    for dark in (with_one(-np.inf), with_one(np.inf), with_one(np.nan)):
+        with pytest.raises(ValueError, match="flat field less the dark frame"):
+            corrected(memory_type, stack, flat=even, dark=dark)
+    if memory_type != "jax":  # it has no float64
+        with pytest.raises(ValueError, match="flat field isn't finite in float32"):
+            corrected(memory_type, stack, flat=with_one(1e300, "float64"))
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+@pytest.mark.parametrize("memory_type", ["numpy", "torch"])
+def test_a_gain_that_vanishes_by_its_scaling_is_refused(memory_type: str) -> None:
+    flat = np.full(SHAPE[1:], 1e38, np.float32)
+    flat[3, 4] = 1e-20
+    with pytest.raises(ValueError, match="has values so far below its mean that float32"):
+        corrected(memory_type, np.ones(SHAPE, np.uint16), flat=flat)
+
+
+@pytest.mark.parametrize("name", ["flat", "dark"])
+def test_complex_frames_are_refused(name: str) -> None:
+    frames = {"flat": np.full(SHAPE[1:], 7, np.float32), name: np.full(SHAPE[1:], 1 + 1j, np.complex64)}
+    with pytest.raises(DtypeError, match=f"flat_field: {name} is complex64, and a frame has real values"):
+        corrected("numpy", np.ones(SHAPE, np.uint16), **frames)
+
+
 def test_other_dtypes_are_refused_with_the_way_out() -> None:
     with pytest.raises(DtypeError, match=r"flat_field takes .*not bool.*convert_dtype"):
         corrected("numpy", np.ones(SHAPE, bool), flat=np.ones(SHAPE[1:], np.uint16))
