@@ -23,6 +23,7 @@ from scheduler.core.model import Device, DeviceKind
 from scheduler.execution import attempt as attempt_module
 from scheduler.execution import writing
 from scheduler.execution.attempt import run_and_tell, run_attempt
+from scheduler.execution.failures import of_device, why_broken
 from scheduler.execution.messages import Ended, Released, heard
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.runs_here import set_worker, unset_worker, working_for
@@ -275,7 +276,7 @@ def test_a_gpu_that_a_failure_has_broken_ends_its_process(
 
 
 def test_a_gpu_whose_failures_show_only_in_values_is_found_broken(
-    state: WorkerState, make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # JAX works asynchronously: a transfer begins without complaint, and waiting for a device tells nothing.
     def unreadable(_: object) -> None:
@@ -284,11 +285,11 @@ def test_a_gpu_whose_failures_show_only_in_values_is_found_broken(
     library = SimpleNamespace(
         from_host=lambda array, place: array, to_host=unreadable, synchronize=lambda _: None
     )
-    monkeypatch.setattr(attempt_module, "backend_of", lambda _: library)
+    monkeypatch.setattr("scheduler.execution.failures.backend_of", lambda _: library)
     on_cuda = SimpleNamespace(
         device=Device("GPU-1", "gpu0", DeviceKind.CUDA, 1 << 30), gpu_id=lambda _: 0
     )
-    why = attempt_module._why_broken(on_cuda, make_task(memory_type="jax"))  # type: ignore[arg-type]
+    why = why_broken(on_cuda, ["jax"])  # type: ignore[arg-type]
     assert why == "jax can't use gpu0 any more: RuntimeError: INTERNAL: CUDA_ERROR_ILLEGAL_ADDRESS"
 
 
@@ -299,7 +300,7 @@ def test_a_pool_that_is_exhausted_says_whose_memory_ran_out(device: int | str) -
         pool.acquire(1001, "uint8")
     again = pickle.loads(pickle.dumps(caught.value))
     assert str(again) == str(caught.value)
-    assert attempt_module._of_device(again) is (device == 0)
+    assert of_device(again) is (device == 0)
 
 
 # as a Dask task
