@@ -81,15 +81,15 @@ def named_job_plans(
         places = {name: [place] for name in names} | {HOST_TYPE: ["cpu"]}
         try:
             chosen = plan_chain(chain, info, places, keywords=keywords, end=HOST_TYPE)
+            # The cheapest one; on a GPU only if it uses the GPU at all.
+            best = next((plan for plan in chosen if place in plan.device_kinds), None)
+            if best is not None:
+                named = tuple((name, ((*shape,), dtype)) for name, (shape, dtype) in forms)
+                draft = _Draft(kind, tuple(steps), best.memory_types, best.conversions, named)
+                # A step may take the first stack's dtype and refuse another's.
+                plans += draft.plans()
         except (ContractError, DtypeError) as error:
             problems.append(f"{kind}: {error}")
-            continue
-        # The cheapest one; on a GPU only if it uses the GPU at all.
-        best = next((plan for plan in chosen if place in plan.device_kinds), None)
-        if best is not None:
-            named = tuple((name, ((*shape,), dtype)) for name, (shape, dtype) in forms)
-            draft = _Draft(kind, tuple(steps), best.memory_types, best.conversions, named)
-            plans += draft.plans()
     if not plans:
         stacks = ", ".join(f"{dtype} {tuple(shape)}" for _, (shape, dtype) in forms)
         raise StepError(f"no device here can run the chain on {stacks}: {'; '.join(problems)}")

@@ -177,6 +177,14 @@ def test_arrays_from_files_count_in_the_host_and_as_copies_on_the_device() -> No
     ] == [with_one, with_two]
 
 
+def test_a_dtype_that_is_refused_of_a_later_stack_is_told_as_of_the_first() -> None:
+    gaussian = resolve_step("gaussian", with_={"sigma": 1.0})
+    for dtypes in (("bool", "uint16"), ("uint16", "bool")):
+        forms = [(f"{number}", ((3, 5, 7), dtype)) for number, dtype in enumerate(dtypes)]
+        with pytest.raises(StepError, match=r"no device here can run the chain .* bool"):
+            named_job_plans([gaussian], forms, USABLE)
+
+
 def test_a_memory_type_that_cannot_hold_one_of_the_stacks_is_not_used() -> None:
     step = declared("step", input=["pyclesperanto", "numpy"], stacks=BOTH)
     wide = (FORMS[0], ("nuclei", ((2, 5, 11), "float64")))
