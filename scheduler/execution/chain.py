@@ -182,11 +182,11 @@ def chain_halo(steps: Sequence[tuple[ResolvedStep, str]]) -> tuple[str, Shape] |
             if any(length > 1 for length in file.shape[-2:]):
                 axes = "z"
         contract = resolved.step.implementation_for(memory_type).contract
-        along = contract.splittable_for(**resolved.parameters)
+        along = contract.splittable_for(**resolved.declared_with)
         if along is None and contract.slice_by_slice:
             along = "z"
         if along is None:
             return None
         axes = min(axes, along, key=len)
-        total = [a + b for a, b in zip(total, contract.halo_for(**resolved.parameters), strict=True)]
+        total = [a + b for a, b in zip(total, contract.halo_for(**resolved.declared_with), strict=True)]
     return axes, (total[0], total[1], total[2])

@@ -63,7 +63,7 @@ def named_job_plans(
         No kind of device can run the chain; the text names the step and what it lacks.
     """
     chain = [step.step for step in steps]
-    keywords = [step.parameters for step in steps]
+    keywords = [step.declared_with for step in steps]
     _, (shape, dtype) = forms[0]
     info = ArrayInfo(HOST_TYPE, tuple(shape), dtype)
     others = [other for _, (_, other) in forms[1:]]
@@ -228,8 +228,8 @@ def _called(step: ResolvedStep, memory_type: str, form: ArrayForm) -> tuple[Arra
     """The form that a call of the step gives for a (first) stack of this form, and its workspace."""
     contract = step.step.implementation_for(memory_type).contract
     return (
-        contract.output_for(*form, **step.parameters),
-        contract.workspace_for(*form, **step.parameters),
+        contract.output_for(*form, **step.declared_with),
+        contract.workspace_for(*form, **step.declared_with),
     )
 
 
