@@ -81,9 +81,9 @@ def richardson_lucy(
         Of a Gaussian PSF, in pixels: a number or three for (z, y, x). It is summed along the axes, as in
         `gaussian`.
     psf
-        Or any PSF, as a [Z, Y, X] array, nested lists, or the full path of a TIFF or `.npy` file; its centre
-        is the voxel at shape // 2, and it is scaled to sum 1. It is applied by FFT in the result's dtype (on
-        pyclesperanto by direct sums).
+        Or any PSF, as a [Z, Y, X] array, nested lists, or the full path of a TIFF or `.npy` file, which a
+        config may have under `arrays` as well; its centre is the voxel at shape // 2, and it is scaled to
+        sum 1. It is applied by FFT in the result's dtype (on pyclesperanto by direct sums).
     iterations
         At least 1.
 
