@@ -22,7 +22,7 @@ from scheduler.execution.step_call import (
     call_step,
 )
 from scheduler.images.arrays import ArrayFile
-from scheduler.steps.carried import STACK
+from scheduler.steps.carried import STACK, told_apart
 from scheduler.steps.context import StepContext
 from scheduler.steps.resolve import ResolvedStep
 
@@ -105,6 +105,7 @@ def run_named_chain(
         A step raised. Out of memory passes through as it is.
     """
     tables = []
+    names = iter(told_apart([step.resolved.name for step in steps]))
     stays = [(on_host, list(some)) for on_host, some in groupby(steps, key=attrgetter("on_host"))]
     last = max((number for number, (on_host, _) in enumerate(stays) if not on_host), default=-1)
     for number, (on_host, some) in enumerate(stays):
@@ -112,7 +113,9 @@ def run_named_chain(
         with held:
             for step in some:
                 on_step(step)
-                tables += call_step(step, stacks, make_context=make_context, read_array=read_array)
+                tables += call_step(
+                    step, stacks, make_context=make_context, read_array=read_array, called=next(names)
+                )
             for name in stacks:
                 stacks[name] = convert_memory(stacks[name], memory_type_of(stacks[name]), "numpy", "cpu")
     return tables
@@ -179,11 +182,11 @@ def chain_halo(steps: Sequence[tuple[ResolvedStep, str]]) -> tuple[str, Shape] |
             if any(length > 1 for length in file.shape[-2:]):
                 axes = "z"
         contract = resolved.step.implementation_for(memory_type).contract
-        along = contract.splittable_for(**resolved.parameters)
+        along = contract.splittable_for(**resolved.declared_with)
         if along is None and contract.slice_by_slice:
             along = "z"
         if along is None:
             return None
         axes = min(axes, along, key=len)
-        total = [a + b for a, b in zip(total, contract.halo_for(**resolved.parameters), strict=True)]
+        total = [a + b for a, b in zip(total, contract.halo_for(**resolved.declared_with), strict=True)]
     return axes, (total[0], total[1], total[2])

@@ -24,12 +24,14 @@ BASE_BYTES = 8 << 20
 @dataclass(frozen=True, slots=True)
 class _Stage:
     """One step of a plan with its bytes: all that the chain carries before and after it, and the most that is
-    alive while it runs, with what it uses beside them."""
+    alive while it runs, with what it uses beside them; `beside_input` is the most beside an input that
+    stays, whatever has become of its stacks."""
 
     on_host: bool
     input_bytes: int
     output_bytes: int
     nbytes: int
+    beside_input: int
 
 
 def job_plans(
@@ -63,7 +65,7 @@ def named_job_plans(
         No kind of device can run the chain; the text names the step and what it lacks.
     """
     chain = [step.step for step in steps]
-    keywords = [step.parameters for step in steps]
+    keywords = [step.declared_with for step in steps]
     _, (shape, dtype) = forms[0]
     info = ArrayInfo(HOST_TYPE, tuple(shape), dtype)
     others = [other for _, (_, other) in forms[1:]]
@@ -81,15 +83,15 @@ def named_job_plans(
         places = {name: [place] for name in names} | {HOST_TYPE: ["cpu"]}
         try:
             chosen = plan_chain(chain, info, places, keywords=keywords, end=HOST_TYPE)
+            # The cheapest one; on a GPU only if it uses the GPU at all.
+            best = next((plan for plan in chosen if place in plan.device_kinds), None)
+            if best is not None:
+                named = tuple((name, ((*shape,), dtype)) for name, (shape, dtype) in forms)
+                draft = _Draft(kind, tuple(steps), best.memory_types, best.conversions, named)
+                # A step may take the first stack's dtype and refuse another's.
+                plans += draft.plans()
         except (ContractError, DtypeError) as error:
             problems.append(f"{kind}: {error}")
-            continue
-        # The cheapest one; on a GPU only if it uses the GPU at all.
-        best = next((plan for plan in chosen if place in plan.device_kinds), None)
-        if best is not None:
-            named = tuple((name, ((*shape,), dtype)) for name, (shape, dtype) in forms)
-            draft = _Draft(kind, tuple(steps), best.memory_types, best.conversions, named)
-            plans += draft.plans()
     if not plans:
         stacks = ", ".join(f"{dtype} {tuple(shape)}" for _, (shape, dtype) in forms)
         raise StepError(f"no device here can run the chain on {stacks}: {'; '.join(problems)}")
@@ -145,7 +147,7 @@ class _Draft:
         # The stacks that were read stay with their reader until the results are written. The first step works
         # on them directly where the memory type allows that, so only what later steps take in counts beside.
         in_host = [
-            stage.nbytes - (stage.input_bytes if number == 0 and split is None else 0)
+            stage.beside_input if number == 0 and split is None else stage.nbytes
             for number, stage in enumerate(stages)
             # Virtual device memory is a count: the arrays themselves live in host memory.
             if stage.on_host or self.kind is DeviceKind.VIRTUAL
@@ -205,20 +207,23 @@ def _stages(
             result, workspace = _called(step, memory_type, given)
             carried = dict.fromkeys(carried_after(step, tuple(carried)), result)
             output = nbytes_of(*result) * len(carried)
-            most = sum(before.values()) + output + _or_larger(workspace, sum(before.values()), output)
+            beside = output + _or_larger(workspace, sum(before.values()), output)
+            most = sum(before.values()) + beside
         else:
-            most, alive = 0, sum(before.values())
+            most, beside, alive, made = 0, 0, sum(before.values()), 0
             for name, form in carried.items():
                 carried[name], workspace = _called(step, memory_type, form)
                 output = nbytes_of(*carried[name])
-                most = max(most, alive + output + _or_larger(workspace, before[name], output))
-                alive += output - before[name]
+                needs = output + _or_larger(workspace, before[name], output)
+                most, beside = max(most, alive + needs), max(beside, made + needs)
+                alive, made = alive + output - before[name], made + output
         stages.append(
             _Stage(
                 on_host=all_on_host or memory_type == HOST_TYPE,
                 input_bytes=sum(before.values()),
                 output_bytes=sum(nbytes_of(*form) for form in carried.values()),
                 nbytes=most + copies,
+                beside_input=beside + copies,
             )
         )
     return stages
@@ -228,8 +233,8 @@ def _called(step: ResolvedStep, memory_type: str, form: ArrayForm) -> tuple[Arra
     """The form that a call of the step gives for a (first) stack of this form, and its workspace."""
     contract = step.step.implementation_for(memory_type).contract
     return (
-        contract.output_for(*form, **step.parameters),
-        contract.workspace_for(*form, **step.parameters),
+        contract.output_for(*form, **step.declared_with),
+        contract.workspace_for(*form, **step.declared_with),
     )
 
 

@@ -69,8 +69,11 @@ def call_step(
     *,
     make_context: MakeContext | partial[StepContext],
     read_array: ReadArray,
+    called: str = "",
 ) -> list[StepTable]:
     """Call `step` on what `stacks` holds, and put what it gives in its place; returns its tables.
+
+    They are named after `called`, where the chain has other steps of the step's own.
 
     `stacks` are the `[Z, Y, X]` arrays that the chain carries, of any memory types, by name: they are
     converted as the step needs them. See `scheduler.steps.carried` for which of them it is given, and what
@@ -82,12 +85,13 @@ def call_step(
         The step raised, or gave what its place in the chain has no use for. Out of memory passes through.
     """
     resolved = step.resolved
+    called = called or resolved.name
     if resolved.inputs:
         given = {parameter: stacks[name] for parameter, name in resolved.inputs.items()}
         stacks.clear()
         found, columns = _call(step, resolved.first, given, make_context, read_array)
         stacks.update(found)
-        return [] if columns is None else [StepTable(resolved.name, columns)]
+        return [] if columns is None else [StepTable(called, columns)]
     tables, carried = [], tuple(stacks)
     for name in carried:
         given = {STACK: stacks[name]}
@@ -99,7 +103,7 @@ def call_step(
         else:
             stacks[name] = found[STACK]
         if columns is not None:
-            tables.append(StepTable(table_label(resolved.name, name, carried, resolved), columns))
+            tables.append(StepTable(table_label(called, name, carried, resolved), columns))
     return tables
 
 

@@ -6,6 +6,7 @@ there: one stack called "stack", or those that its `outputs` name. A step withou
 stack by itself, and what comes back keeps the name. What is there after the last step is written.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -69,13 +70,25 @@ def carried_through(steps: Sequence[Flow], given: Sequence[str]) -> tuple[str, .
 def table_labels(steps: Sequence[Flow], names: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
     """What the tables that steps of these `names` may give are called, each once, in the chain's order.
 
-    That is the step's name, after the stack's where the step is called for each of several.
+    That is the step's name, after the stack's where the step is called for each of several. Of steps with
+    one name the second is called name_2.
     """
     carried, labels = tuple(given), []
-    for step, name in zip(steps, names, strict=True):
+    for step, name in zip(steps, told_apart(names), strict=True):
         labels += [table_label(name, stack, carried, step) for stack in carried]
         carried = carried_after(step, carried)
     return tuple(dict.fromkeys(labels))
+
+
+def told_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of a chain's steps, with a number at those that an earlier step has already."""
+    found: list[str] = []
+    for name in names:
+        # Another step may be called name_2 by itself.
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        free = (each for each in numbered if each not in names and each not in found)
+        found.append(next(free) if name in found else name)
+    return tuple(found)
 
 
 def table_label(step_name: str, stack: str, carried: Sequence[str], flow: Flow) -> str:

@@ -59,6 +59,11 @@ class ResolvedStep:
     first: str = ""
 
     @property
+    def declared_with(self) -> dict[str, Any]:
+        """The keywords for what a contract declares as functions: an `ArrayFile` stands for its array."""
+        return {**self.parameters, **self.arrays}
+
+    @property
     def keeps_state(self) -> bool:
         """True for a class with a `setup`."""
         call = self._class_call()
@@ -112,7 +117,8 @@ class StepSpec:
     outputs
         The names of the stacks that the step gives, as a dict, where it gives several.
     arrays
-        Keywords whose values are arrays in files.
+        Keywords whose values are arrays in files. What the contract declares as functions (`halo`,
+        `workspace`) gets the `ArrayFile` for them, with shape, dtype and `read`.
     """
 
     use: str
@@ -270,8 +276,8 @@ def _check_values(resolved: ResolvedStep) -> None:
     """Let the contracts look at the values: a negative sigma is found before the first image is read."""
     for implementation in resolved.step.implementations:
         try:
-            implementation.contract.splittable_for(**resolved.parameters)
-            implementation.contract.halo_for(**resolved.parameters)
+            implementation.contract.splittable_for(**resolved.declared_with)
+            implementation.contract.halo_for(**resolved.declared_with)
         except (ValueError, TypeError) as error:
             raise StepError(_told(resolved.name, error)) from error
     for memory_type in resolved.step.memory_types:

@@ -14,7 +14,7 @@ from scheduler.steps.dtypes import dtype_name, float_dtype, float_nbytes, jax_fl
 from scheduler.steps.fourier import FourierBlur, blur_fft_shape
 from scheduler.steps.kernels import Sigma, gaussian_kernels, gaussian_radius
 from scheduler.steps.lucy import cupy_lucy, fourier_lucy, jax_lucy, numpy_lucy, pyclesperanto_lucy, torch_lucy
-from scheduler.steps.psf import normalized_psf
+from scheduler.steps.psf import normalized_psf, psf_sides
 from scheduler.steps.separable import ALLOWANCE_BYTES, jax_pass_bytes, torch_block_bytes
 
 STEP = "richardson_lucy"
@@ -35,7 +35,7 @@ def _splittable(psf: Psf = None) -> Split:
 def _halo(sigma: Sigma | None = None, psf: Psf = None, iterations: int = 10) -> tuple[int, int, int]:
     blurs = 2 * _checked(sigma, psf, iterations) - 1
     if psf is not None:
-        z, y, x = (blurs * (side // 2) for side in normalized_psf(psf).shape)
+        z, y, x = (blurs * (side // 2) for side in psf_sides(psf))
     else:
         z, y, x = (blurs * reach for reach in gaussian_radius(sigma or 0.0))
     return z, y, x
@@ -48,7 +48,7 @@ def _workspace(stacks: int, *, blur_bytes: BlurBytes | None = None, ffts: int = 
         floats = float_dtype(STEP, dtype)
         kept = (stacks + (floats != str(np.dtype(dtype)))) * float_nbytes(STEP, shape, dtype)
         if psf is not None:
-            planes, rows, columns = blur_fft_shape(shape, normalized_psf(psf).shape)
+            planes, rows, columns = blur_fft_shape(shape, psf_sides(psf))
             spectrum = planes * rows * (columns // 2 + 1) * 2 * np.dtype(floats).itemsize
             return kept + ffts * spectrum + ALLOWANCE_BYTES
         if blur_bytes is not None:
@@ -81,9 +81,9 @@ def richardson_lucy(
         Of a Gaussian PSF, in pixels: a number or three for (z, y, x). It is summed along the axes, as in
         `gaussian`.
     psf
-        Or any PSF, as a [Z, Y, X] array, nested lists, or the full path of a TIFF or `.npy` file; its centre
-        is the voxel at shape // 2, and it is scaled to sum 1. It is applied by FFT in the result's dtype (on
-        pyclesperanto by direct sums).
+        Or any PSF, as a [Z, Y, X] array, nested lists, or the full path of a TIFF or `.npy` file, which a
+        config may have under `arrays` as well; its centre is the voxel at shape // 2, and it is scaled to
+        sum 1. It is applied by FFT in the result's dtype (on pyclesperanto by direct sums).
     iterations
         At least 1.
 

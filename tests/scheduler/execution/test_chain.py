@@ -77,6 +77,33 @@ def test_a_chain_with_a_step_over_the_whole_stack_cannot_be_cut(stack: np.ndarra
         run_chain_in_blocks(stack, steps, Split("z", 2), make_context=context, make_output=np.empty)
 
 
+@pytest.mark.parametrize("memory_type", ["numpy", "torch", "jax"])
+def test_a_psf_from_a_file_is_as_good_as_one_in_the_config(
+    stack: np.ndarray, tmp_path: Path, memory_type: str
+) -> None:
+    need(memory_type)
+    psf = np.array([[[1, 2, 1], [2, 8, 2], [1, 2, 1]]], np.float32)
+    np.save(tmp_path / "psf.npy", psf)
+    arrays = {"psf": ArrayFile.of(tmp_path / "psf.npy")}
+    from_file = resolve_step("richardson_lucy", with_={"iterations": 2}, arrays=arrays)
+    given = resolve_step("richardson_lucy", with_={"iterations": 2, "psf": psf.tolist()})
+    results = [
+        run_chain(stack, [ChainStep(resolved, memory_type, "cpu")], make_context=context)
+        for resolved in (from_file, given)
+    ]
+    np.testing.assert_array_equal(*results)
+    usable = {DeviceKind.CPU: (memory_type,)}
+    plans = [job_plans([resolved], stack.shape, "uint16", usable) for resolved in (from_file, given)]
+    (with_file,), (without,) = plans
+    assert with_file.footprint.host_bytes - without.footprint.host_bytes >= psf.nbytes
+
+
+def test_a_psf_from_a_file_is_described_before_it_is_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "psf.npy", np.ones((3, 4), np.float32))
+    with pytest.raises(StepError, match=r"\[Z, Y, X\] array; got shape \(3, 4\)"):
+        resolve_step("richardson_lucy", arrays={"psf": ArrayFile.of(tmp_path / "psf.npy")})
+
+
 @memory_types("numpy", splittable="zyx")
 def less(stack: np.ndarray, *, dark: np.ndarray) -> np.ndarray:
     """Takes off a dark frame, or one for each plane."""

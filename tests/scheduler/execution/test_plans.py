@@ -141,9 +141,22 @@ def test_what_is_done_to_each_stack_counts_with_the_others_beside_it() -> None:
     segment = declared("segment", output_like=to("uint8"), stacks=BOTH)
     (plan,) = named_job_plans([wide, segment], FORMS, ON_CPU)
     wide_image, wide_nuclei, labels = 2 * IMAGE, 4 * NUCLEI, 3 * 5 * 7
-    while_wide = max(wide_image, wide_image - IMAGE + wide_nuclei) + 19  # beside what was read
+    while_wide = wide_image + wide_nuclei + 19  # beside what was read
     while_segmenting = wide_image + wide_nuclei + labels  # all of it beside what was read
     assert plan.footprint.host_bytes == BASE_BYTES + IMAGE + NUCLEI + max(while_wide, while_segmenting)
+
+
+def test_the_results_of_the_first_step_pile_up_beside_all_that_was_read() -> None:
+    wide = declared("wide", workspace=1009, output_like=to("float32"))
+    (plan,) = named_job_plans([wide], FORMS, ON_CPU)
+    read, wide_image, wide_nuclei = IMAGE + NUCLEI, 2 * IMAGE, 4 * NUCLEI
+    assert plan.footprint.host_bytes == BASE_BYTES + read + wide_image + wide_nuclei + 1009
+    # On a device each stack goes as soon as its result is there.
+    on_device = declared("wide", input="torch", workspace=1009, output_like=to("float32"))
+    (plan,) = named_job_plans([on_device], FORMS, {DeviceKind.CUDA: ("torch",)})
+    assert plan.footprint.device_bytes == max(
+        read + wide_image + 1009, wide_image + NUCLEI + wide_nuclei + 1009
+    )
 
 
 def test_each_of_several_results_counts() -> None:
@@ -175,6 +188,14 @@ def test_arrays_from_files_count_in_the_host_and_as_copies_on_the_device() -> No
         (each.device_bytes - needs[0].device_bytes, each.host_bytes - needs[0].host_bytes)
         for each in needs[1:]
     ] == [with_one, with_two]
+
+
+def test_a_dtype_that_is_refused_of_a_later_stack_is_told_as_of_the_first() -> None:
+    gaussian = resolve_step("gaussian", with_={"sigma": 1.0})
+    for dtypes in (("bool", "uint16"), ("uint16", "bool")):
+        forms = [(f"{number}", ((3, 5, 7), dtype)) for number, dtype in enumerate(dtypes)]
+        with pytest.raises(StepError, match=r"no device here can run the chain .* bool"):
+            named_job_plans([gaussian], forms, USABLE)
 
 
 def test_a_memory_type_that_cannot_hold_one_of_the_stacks_is_not_used() -> None:

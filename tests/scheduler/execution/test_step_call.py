@@ -198,6 +198,17 @@ def test_a_chain_of_named_stacks_ends_in_host_memory() -> None:
     }
 
 
+def test_each_of_two_equal_steps_has_its_table() -> None:
+    def measure(stack: NDArray[Any]) -> Any:
+        return stack + 1, {"mean": [float(stack.mean())]}
+
+    tables = run_named_chain({"stack": IMAGE}, [step(measure), step(measure)], make_context=context)
+    assert [(table.label, table.columns) for table in tables] == [
+        ("seg", {"mean": [4.0]}),
+        ("seg_2", {"mean": [5.0]}),
+    ]
+
+
 def test_a_block_has_no_table() -> None:
     with pytest.raises(ContractError, match=r"the chain gave stack, a table by seg: .*isn't splittable"):
         run_chain(IMAGE, [step(lambda stack: (stack, {"a": [1]}))], make_context=context)

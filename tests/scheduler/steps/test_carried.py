@@ -63,3 +63,10 @@ def test_tables_are_called_by_their_step_and_where_need_be_their_stack(
 ) -> None:
     names = [f"s{number}" for number in range(len(steps))]
     assert table_labels(steps, names, given) == labels
+
+
+def test_tables_of_steps_with_one_name_are_numbered() -> None:
+    steps = [PLAIN, PLAIN, PLAIN]
+    assert table_labels(steps, ["n", "n", "n"], ["stack"]) == ("n", "n_2", "n_3")
+    assert table_labels(steps, ["n", "n", "n_2"], ["stack"]) == ("n", "n_3", "n_2")
+    assert table_labels(steps[:2], ["n", "n"], ["a", "b"]) == ("a_n", "b_n", "a_n_2", "b_n_2")
