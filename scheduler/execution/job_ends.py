@@ -11,10 +11,10 @@ from memcore import StackError
 from scheduler.execution.jobs import Chain
 from scheduler.execution.task import OutputTarget, Source, Stack, named_stacks
 from scheduler.images.errors import InputError, OutputError
-from scheduler.images.naming import format_of
+from scheduler.images.naming import format_of, table_path
 from scheduler.images.plates import Destination
 from scheduler.images.sources import StackSource, stack_of_files
-from scheduler.steps.carried import FlowError, carried_through
+from scheduler.steps.carried import FlowError, carried_through, table_labels
 from scheduler.steps.errors import StepError
 
 
@@ -45,15 +45,23 @@ def results_of(chain: Chain, source: Source) -> tuple[str, ...]:
         raise StepError(f"{chain.steps[error.step].use}: {error.at}: {error.what}") from error
 
 
+def tables_of(chain: Chain, source: Source) -> tuple[str, ...]:
+    """The labels of the tables that a job's steps may give."""
+    return table_labels(chain.steps, [step.name for step in chain.steps], tuple(named_stacks(source)))
+
+
 def job_target(
-    output: str | Path | Mapping[str, str | Path] | None, run_id: str, results: Sequence[str]
+    output: str | Path | Mapping[str, str | Path] | None,
+    run_id: str,
+    results: Sequence[str],
+    tables: Sequence[str],
 ) -> OutputTarget | None:
-    """Where a job's `results` go.
+    """Where a job's `results` go, and the `tables` that its steps may give, by their labels.
 
     Raises
     ------
     OutputError
-        A path can't be written to, or there isn't one for each result.
+        A path can't be written to, or there isn't one for each result; or a file is where a table would go.
     """
     if output is None:
         return None
@@ -71,8 +79,21 @@ def job_target(
     if len(formats) > 1 or len(set(paths.values())) < len(paths):
         raise OutputError(f"the outputs of a job have one format and different paths, not {_listed(paths)}")
     places = {name: Destination(path) for name, path in paths.items()}
-    first = next(iter(paths.values()))
-    return OutputTarget(str(first), formats.pop(), False, {"run": run_id}, stacks=places)
+    first, format = next(iter(paths.values())), formats.pop()
+    table = table_path(first, format)
+    if tables and table.exists():
+        raise OutputError(
+            f"{table} exists already, and a table that {' or '.join(tables)} may give goes there; give the "
+            "output another name, or move that file away"
+        )
+    return OutputTarget(
+        str(first),
+        format,
+        False,
+        {"run": run_id},
+        stacks=places,
+        tables=dict.fromkeys(tables, str(table)),
+    )
 
 
 def _listed(paths: Mapping[str, Path]) -> str:

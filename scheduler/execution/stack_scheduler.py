@@ -20,7 +20,7 @@ from scheduler.execution.crew import ClusterTerms
 from scheduler.execution.devices import virtual_tag
 from scheduler.execution.driver import nobody
 from scheduler.execution.errors import ClusterError
-from scheduler.execution.job_ends import job_source, job_target, results_of
+from scheduler.execution.job_ends import job_source, job_target, results_of, tables_of
 from scheduler.execution.jobs import Chain, JobRequest
 from scheduler.execution.prepare import step_spec
 from scheduler.execution.record import JournalRecord
@@ -246,7 +246,9 @@ class StackScheduler(Session):
             job_id=job.name if job.name is not None else self._new_name(),
             chain=chain,
             source=source,
-            output=job_target(job.output, self.record.run_dir.name, results_of(chain, source)),
+            output=job_target(
+                job.output, self.record.run_dir.name, results_of(chain, source), tables_of(chain, source)
+            ),
             returns_array=returns_array,
             priority=job.priority,
             timeout_s=job.timeout_s if job.timeout_s is not None else self._jobs.timeout_s,

@@ -57,9 +57,13 @@ class OutputTarget:
         """Where each stack goes; for a job that says no names the one that it gives, called ""."""
         return self.stacks or {"": Destination(Path(self.path))}
 
-    def claims(self) -> set[tuple[str, int | None]]:
-        """What no other job may write: each path, with the channel of an image that several jobs share."""
-        return {(str(place.path), place.channel) for place in self.places.values()}
+    def claims(self) -> tuple[tuple[str, int | None], ...]:
+        """What no other job may write: each path, with the channel of an image that several jobs share.
+
+        The tables that its steps may give come last.
+        """
+        stacks = [(str(place.path), place.channel) for place in self.places.values()]
+        return tuple(dict.fromkeys([*stacks, *((path, None) for path in self.tables.values())]))
 
 
 @dataclass(frozen=True, slots=True)

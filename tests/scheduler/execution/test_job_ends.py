@@ -8,7 +8,7 @@ import pytest
 import tifffile
 
 from memcore import StackError
-from scheduler.execution.job_ends import job_source, job_target, results_of
+from scheduler.execution.job_ends import job_source, job_target, results_of, tables_of
 from scheduler.execution.jobs import Chain
 from scheduler.images.errors import InputError, OutputError
 from scheduler.images.stack import StackSource
@@ -55,10 +55,35 @@ def test_a_step_finds_its_stacks_or_says_which_there_are() -> None:
 
 def test_each_result_has_a_path(tmp_path: Path) -> None:
     paths = {"b": tmp_path / "b.tif", "a": tmp_path / "a.tif"}
-    target = job_target(paths, "run", ["a", "b"])
+    target = job_target(paths, "run", ["a", "b"], ["cells"])
     assert target is not None
     assert (target.path, target.format, list(target.stacks)) == (str(paths["a"]), "tiff", ["a", "b"])
-    assert target.claims() == {(str(path), None) for path in paths.values()}
+    assert target.tables == {"cells": str(tmp_path / "a.csv")}
+    places = [paths["a"], paths["b"], tmp_path / "a.csv"]
+    assert target.claims() == tuple((str(path), None) for path in places)
+
+
+def test_a_file_where_a_table_would_go_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("mine")
+    with pytest.raises(OutputError, match=r"a.csv exists already, and a table that compared may give goes"):
+        job_target(tmp_path / "a.ome.tif", "run", ["stack"], ["compared"])
+    assert (tmp_path / "a.csv").read_text() == "mine"
+
+
+def test_jobs_whose_tables_have_one_place_claim_it_both(tmp_path: Path) -> None:
+    claims = []
+    for name in ("a.tif", "a.ome.tif"):
+        target = job_target(tmp_path / name, "run", ["stack"], ["compared"])
+        assert target is not None
+        claims.append(set(target.claims()))
+    assert claims[0] & claims[1] == {(str(tmp_path / "a.csv"), None)}
+
+
+def test_every_step_may_give_a_table_for_each_stack_that_it_is_called_for() -> None:
+    source = {"image": stack(), "nuclei": stack()}
+    assert tables_of(chain(inputs={"image": "image", "nuclei": "nuclei"}), source) == ("compared",)
+    each = Chain.of([StepSpec(f"{STEPS}:doubled")])
+    assert tables_of(each, source) == ("image_doubled", "nuclei_doubled")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +102,7 @@ def test_other_outputs_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OutputError, match=match):
-        job_target(output, "run", ["a", "b"])
+        job_target(output, "run", ["a", "b"], [])
 
 
 def test_a_stack_of_plain_numbers_is_one_job() -> None:
