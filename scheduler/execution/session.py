@@ -324,7 +324,7 @@ class Session:
             request = self._requests.pop(job_id)
             future = self._futures.pop(job_id)
             if outcome is not JobOutcome.DONE and request.output is not None:
-                self._targets -= request.output.claims()
+                self._targets.difference_update(request.output.claims())
         if outcome is JobOutcome.CANCELLED:
             self._results.submit(future._cancelled)
             return

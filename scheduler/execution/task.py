@@ -57,13 +57,13 @@ class OutputTarget:
         """Where each stack goes; for a job that says no names the one that it gives, called ""."""
         return self.stacks or {"": Destination(Path(self.path))}
 
-    def claims(self) -> set[tuple[str, int | None]]:
+    def claims(self) -> tuple[tuple[str, int | None], ...]:
         """What no other job may write: each path, with the channel of an image that several jobs share.
 
-        The tables that its steps may give are among them.
+        The tables that its steps may give come last.
         """
-        stacks = {(str(place.path), place.channel) for place in self.places.values()}
-        return stacks | {(path, None) for path in self.tables.values()}
+        stacks = [(str(place.path), place.channel) for place in self.places.values()]
+        return tuple(dict.fromkeys([*stacks, *((path, None) for path in self.tables.values())]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +112,13 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class OutputRecord:
-    """A file that a job has written: a stack with its name, or a table (of so many rows and columns).
-
-    `digest` is the SHA-256 of a table, which unlike a stack says nothing about how it came about.
-    """
+    """A file that a job has written: a stack with its name, or a table (of so many rows and columns)."""
 
     name: str
     path: str
     shape: tuple[int, ...]
     dtype: str = ""
     channel: int | None = None
-    digest: str = ""
 
     @property
     def is_table(self) -> bool:

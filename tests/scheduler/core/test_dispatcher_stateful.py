@@ -1,5 +1,7 @@
 """Random events against the dispatcher, with every invariant checked after each."""
 
+from dataclasses import replace
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -52,6 +54,7 @@ DEVICES = (
 )
 BY_UUID = {device.uuid: device for device in DEVICES}
 UUIDS = st.sampled_from(sorted(BY_UUID))
+LIMITS = st.sampled_from([0, 1000 * MIB, 4000 * MIB])
 GPU = (DeviceKind.CUDA, DeviceKind.VIRTUAL)
 TIMEOUT_S = 30.0
 
@@ -94,6 +97,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.log = []
         self.asked = []
         self.external = dict.fromkeys(BY_UUID, 0)
+        self.limits = dict.fromkeys(BY_UUID, 0)
 
     @initialize(
         mode=st.sampled_from(list(OnPressure)),
@@ -122,6 +126,7 @@ class DispatcherMachine(RuleBasedStateMachine):
                 assert placement.job_id not in self.ended, "a finished job was started again"
                 device = BY_UUID[placement.device]
                 assert device.kind in placement.plan.device_kinds
+                assert placement.host_bytes <= (self.limits[placement.device] or placement.host_bytes)
                 self.running[placement.job_id] = placement
                 self.began.pop(placement.job_id, None)
                 self.overdue.discard(placement.job_id)
@@ -262,16 +267,20 @@ class DispatcherMachine(RuleBasedStateMachine):
         hung = min((name for name, p in self.running.items() if p.device == uuid), default=None)
         self.tell(WorkerLost(self.forward(0.1), uuid, min(left, device.slots), None, "gone", blame, hung))
 
-    @rule(uuid=UUIDS, left=st.integers(0, 2))
-    def drain(self, uuid, left):
-        """Processes leave, and what runs in them goes on."""
+    @rule(uuid=UUIDS, left=st.integers(0, 2), limit=LIMITS)
+    def drain(self, uuid, left, limit):
+        """Processes leave, and what runs in them goes on; those that remain may take more, or less."""
         before = dict(self.running)
-        self.tell(WorkerLost(self.forward(0.1), uuid, min(left, BY_UUID[uuid].slots), (), "retired", False))
+        slots = min(left, BY_UUID[uuid].slots)
+        self.limits[uuid] = limit
+        told = WorkerLost(self.forward(0.1), uuid, slots, (), "retired", False, attempt_host_bytes=limit)
+        self.tell(told)
         assert before.items() <= self.running.items()
 
-    @rule(uuid=UUIDS)
-    def join(self, uuid):
-        self.tell(WorkerJoined(self.forward(0.1), BY_UUID[uuid]))
+    @rule(uuid=UUIDS, limit=LIMITS)
+    def join(self, uuid, limit):
+        self.limits[uuid] = limit
+        self.tell(WorkerJoined(self.forward(0.1), replace(BY_UUID[uuid], attempt_host_bytes=limit)))
 
     @rule(uuid=UUIDS, name=st.sampled_from(["model0", "model1"]))
     def evicted(self, uuid, name):
@@ -313,6 +322,7 @@ class DispatcherMachine(RuleBasedStateMachine):
 
     def everything_ends(self):
         """With a calm cluster every job comes to an end: nothing feasible starves, nothing waits in vain."""
+        self.limits = dict.fromkeys(BY_UUID, 0)
         for device in DEVICES:
             self.tell(WorkerJoined(self.forward(0.1), device))
             self.tell(SnapshotTaken(self.now, DeviceSnapshot(device.uuid, device.total_bytes, 0)))
