@@ -105,7 +105,7 @@ def test_an_output_that_is_an_input_is_refused(plate):
     sources = find_stacks(folder, "{well}_s{site}_z{z}_c{channel}.tif", select={"well": "A01", "channel": 1})
     (folder.parent / "link").symlink_to(folder)
     for place in (folder, folder.parent / "link", folder / ".." / folder.name):
-        with pytest.raises(OutputError, match=r"A01_s1_z00_c1.tif is among the images that are read"):
+        with pytest.raises(OutputError, match=r"A01_s1_z00_c1.tif is among the files that are read"):
             plan_outputs(place, "{well}_s{site}_z00_c{channel}", sources, "tiff")
     (beside,) = plan_outputs(folder, "{well}_s{site}_c{channel}", sources, "tiff")
     assert beside.path == folder / "A01_s1_c1.tif"
@@ -114,7 +114,7 @@ def test_an_output_that_is_an_input_is_refused(plate):
 def test_an_output_folder_with_inputs_in_it_is_refused(tmp_path, pixels):
     write_stack(tmp_path / "a.ome.zarr", pixels((2, 4, 5)), format="ome-zarr")
     sources = find_stacks(tmp_path, "{name}.ome.zarr")
-    with pytest.raises(OutputError, match=r"a.ome.zarr is among the images that are read"):
+    with pytest.raises(OutputError, match=r"a.ome.zarr is among the files that are read"):
         plan_outputs(tmp_path, "{name}", sources, "ome-zarr")
 
 
