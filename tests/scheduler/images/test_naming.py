@@ -13,7 +13,7 @@ from scheduler.images.outputs import (
     template_fields,
     write_stack,
 )
-from scheduler.images.sources import find_stacks
+from scheduler.images.sources import PlaneRef, StackSource, find_stacks
 
 FIELDS = {"well": "A01", "site": "1", "channel": "2"}
 
@@ -86,6 +86,32 @@ def test_the_output_folder_itself_may_be_a_link(tmp_path):
 def test_an_unknown_format(tmp_path):
     with pytest.raises(OutputError, match="no output format 'ometiff'; did you mean 'ome-tiff'"):
         output_path(tmp_path, "{well}", FIELDS, "ometiff")
+
+
+@pytest.mark.parametrize(
+    ("template", "format", "message"),
+    [
+        ("sub/p.zarr/{well}/{site}", "ome-zarr", r"leads into p.zarr, which isn't its first part or"),
+        (
+            "p.ome.zarr/{well}/{site}",
+            "tiff",
+            r"leads into p.ome.zarr, .* isn't of format ome-zarr: for a plate",
+        ),
+        ("P.ZARR/{well}/{site}", "ome-zarr", r"leads into P.ZARR"),
+        (".stackyard/{well}", "tiff", r"names that begin with .stackyard are for the records"),
+        ("{well}/.stackyard-1-2.part", "ome-tiff", r"and for unfinished files"),
+        ("{well}.zarr/.stackyard/1", "ome-zarr", r"names that begin with .stackyard"),
+    ],
+)
+def test_names_that_mean_something_else(tmp_path, template, format, message):
+    source = StackSource(tuple(FIELDS.items()), (PlaneRef("x"),), (1, 2, 3), "uint16")
+    with pytest.raises(OutputError, match=message):
+        plan_outputs(tmp_path, template, [source], format)
+
+
+def test_an_image_may_be_named_as_a_zarr_and_lie_in_a_folder(tmp_path):
+    path = output_path(tmp_path, "sub/{well}.ome.zarr", FIELDS, "ome-zarr")
+    assert path == tmp_path / "sub/A01.ome.zarr"
 
 
 def test_two_stacks_with_one_name(tmp_path):
