@@ -18,7 +18,9 @@ from scheduler.images.outputs import (
     check_output_folder,
     output_path,
     plan_outputs,
+    planes_of,
     prepare_output,
+    refuse_inputs,
     template_fields,
 )
 from scheduler.images.sources import StackSource, find_stacks
@@ -168,6 +170,10 @@ def look(config: RunConfig) -> PreparedRun:
         outputs = {name: next(places) for name in names}
         tables = {label: _table_path(config, group, label, outputs) for label in labels}
         jobs.append(PreparedJob(group, outputs, tables))
+    arrays = {Path(file.path) for file in chain.array_files}
+    planes = planes_of(source for group in groups for _, source in group.stacks)
+    refuse_inputs([path for job in jobs for path in job.paths], arrays)
+    refuse_inputs([path for job in jobs for path in job.tables.values()], arrays | planes)
     return PreparedRun(config, chain, tuple(jobs))
 
 

@@ -13,6 +13,7 @@ STACK_FIELD = "stack"
 """In a template, the name of a result among those of its job."""
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+_OURS = ".stackyard"
 SUFFIXES = {"tiff": ".tif", "ome-tiff": ".ome.tif", "ome-zarr": ".ome.zarr"}
 
 
@@ -39,10 +40,16 @@ def output_path(folder: str | Path, template: str, fields: Mapping[str, str], fo
     ------
     OutputError
         An unknown field or format, a value that can't be part of a file name, or a path that `..` or a link
-        takes out of the folder.
+        takes out of the folder or into an OME-Zarr.
     """
     suffix = suffix_of(format)
     parts = rendered(template, fields)
+    inside = [part for part in parts[:-1] if part.lower().endswith(".zarr")]
+    if inside:
+        raise OutputError(
+            f"output name {template!r} leads into {inside[0]}, which isn't its first part or isn't of format "
+            "ome-zarr: for a plate set that format, and put folders before it into output.path"
+        )
     if not parts[-1].endswith(suffix):
         parts[-1] += suffix
     return contained(Path(folder), parts)
@@ -63,6 +70,11 @@ def rendered(template: str, fields: Mapping[str, str]) -> list[str]:
     if any(part in ("", ".", "..") for part in parts):
         raise OutputError(
             f"output name {template!r} gives {relative!r}, which isn't a name in the output folder"
+        )
+    if any(part.startswith(_OURS) for part in parts):
+        raise OutputError(
+            f"output name {template!r} gives {relative!r}, but names that begin with {_OURS} are for the "
+            "records of runs and for unfinished files"
         )
     return parts
 

@@ -22,7 +22,7 @@ from scheduler.images.naming import (
     template_fields,
 )
 from scheduler.images.options import DEFAULT_OPTIONS, WriteOptions
-from scheduler.images.plates import Destination, plan_outputs, prepare_output, refuse_inputs
+from scheduler.images.plates import Destination, plan_outputs, planes_of, prepare_output, refuse_inputs
 from scheduler.images.stack import PhysicalSize, StackMetadata
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "output_path",
     "output_paths",
     "plan_outputs",
+    "planes_of",
     "prepare_output",
     "refuse_inputs",
     "remove_partials",

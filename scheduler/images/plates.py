@@ -66,12 +66,12 @@ def plan_outputs(
     if not _is_plate(template, format):
         fields = [_fields(source, template) for source in sources]
         paths = output_paths(folder, template, fields, format)
-        refuse_inputs(paths, sources)
+        refuse_inputs(paths, planes_of(sources))
         return [Destination(path) for path in paths]
     images: dict[Path, list[StackSource]] = {}
     for source in sources:
         images.setdefault(_image_path(Path(folder), template, source), []).append(source)
-    refuse_inputs(images, sources)
+    refuse_inputs(images, planes_of(sources))
     targets: dict[StackSource, Destination] = {}
     for path, members in images.items():
         _check_differ_in_channel(template, path, members)
@@ -81,16 +81,20 @@ def plan_outputs(
     return [targets[source] for source in sources]
 
 
-def refuse_inputs(outputs: Iterable[Path], sources: Sequence[StackSource]) -> None:
+def planes_of(sources: Iterable[StackSource]) -> set[Path]:
+    """The files and OME-Zarr folders that the sources are read from."""
+    return {Path(plane.path) for source in sources for plane in source.planes}
+
+
+def refuse_inputs(outputs: Iterable[Path], read: Collection[Path]) -> None:
     """OutputError if an output is a file that is read, or a folder with one in it: it would be destroyed."""
-    read = {Path(plane.path) for source in sources for plane in source.planes}
     # links are followed once for each folder, not for each of perhaps a million planes
     folders = {folder: folder.resolve() for folder in {path.parent for path in read}}
     taken = {folders[path.parent] / path.name for path in read}
     taken |= {above for folder in folders.values() for above in (folder, *folder.parents)}
     for output in outputs:
         if output.parent.resolve() / output.name in taken:
-            raise OutputError(f"the output {output} is among the images that are read; name another folder")
+            raise OutputError(f"the output {output} is among the files that are read; name another folder")
 
 
 def prepare_output(

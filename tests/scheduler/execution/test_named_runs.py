@@ -164,6 +164,35 @@ def test_channels_of_several_jobs_share_the_images_of_a_plate(
 # before anything runs
 
 
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [("gain", "gain.ome.tif"), ("gain_{well}/{stack}", "gain_A01/image_max_projection.csv")],
+)
+def test_an_array_that_a_result_would_replace_is_refused(
+    plate: Path, two_channels: RunConfig, tmp_path: Path, name: str, taken: str
+) -> None:
+    place = tmp_path / "out" / taken
+    place.parent.mkdir(parents=True)
+    if place.suffix == ".csv":
+        (place / "there").mkdir(parents=True)
+        place = place / "there" / "gain.npy"
+        np.save(place, GAIN)
+    else:
+        tifffile.imwrite(place, GAIN)
+    segment = two_channels.steps[1].model_copy(update={"arrays": {"gain": place}})
+    output = two_channels.output.model_copy(update={"name": name})
+    select = {"well": "A01"}
+    config = two_channels.model_copy(
+        update={
+            "steps": (two_channels.steps[0], segment.model_copy(update={"outputs": ("labels",)})),
+            "output": output,
+            "input": two_channels.input.model_copy(update={"select": select}),
+        }
+    )
+    with pytest.raises(OutputError, match=rf"{taken} is among the files that are read"):
+        look(config)
+
+
 def test_a_run_that_is_refused_leaves_no_plate(
     plate: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from scheduler.images.outputs import (
     template_fields,
     write_stack,
 )
-from scheduler.images.sources import find_stacks
+from scheduler.images.sources import PlaneRef, StackSource, find_stacks
 
 FIELDS = {"well": "A01", "site": "1", "channel": "2"}
 
@@ -88,6 +88,32 @@ def test_an_unknown_format(tmp_path):
         output_path(tmp_path, "{well}", FIELDS, "ometiff")
 
 
+@pytest.mark.parametrize(
+    ("template", "format", "message"),
+    [
+        ("sub/p.zarr/{well}/{site}", "ome-zarr", r"leads into p.zarr, which isn't its first part or"),
+        (
+            "p.ome.zarr/{well}/{site}",
+            "tiff",
+            r"leads into p.ome.zarr, .* isn't of format ome-zarr: for a plate",
+        ),
+        ("P.ZARR/{well}/{site}", "ome-zarr", r"leads into P.ZARR"),
+        (".stackyard/{well}", "tiff", r"names that begin with .stackyard are for the records"),
+        ("{well}/.stackyard-1-2.part", "ome-tiff", r"and for unfinished files"),
+        ("{well}.zarr/.stackyard/1", "ome-zarr", r"names that begin with .stackyard"),
+    ],
+)
+def test_names_that_mean_something_else(tmp_path, template, format, message):
+    source = StackSource(tuple(FIELDS.items()), (PlaneRef("x"),), (1, 2, 3), "uint16")
+    with pytest.raises(OutputError, match=message):
+        plan_outputs(tmp_path, template, [source], format)
+
+
+def test_an_image_may_be_named_as_a_zarr_and_lie_in_a_folder(tmp_path):
+    path = output_path(tmp_path, "sub/{well}.ome.zarr", FIELDS, "ome-zarr")
+    assert path == tmp_path / "sub/A01.ome.zarr"
+
+
 def test_two_stacks_with_one_name(tmp_path):
     stacks = [FIELDS, FIELDS | {"channel": "1"}]
     with pytest.raises(OutputError, match=r"A01_s1.tif for both .*'channel': '2'.*; put \{channel\} into it"):
@@ -105,7 +131,7 @@ def test_an_output_that_is_an_input_is_refused(plate):
     sources = find_stacks(folder, "{well}_s{site}_z{z}_c{channel}.tif", select={"well": "A01", "channel": 1})
     (folder.parent / "link").symlink_to(folder)
     for place in (folder, folder.parent / "link", folder / ".." / folder.name):
-        with pytest.raises(OutputError, match=r"A01_s1_z00_c1.tif is among the images that are read"):
+        with pytest.raises(OutputError, match=r"A01_s1_z00_c1.tif is among the files that are read"):
             plan_outputs(place, "{well}_s{site}_z00_c{channel}", sources, "tiff")
     (beside,) = plan_outputs(folder, "{well}_s{site}_c{channel}", sources, "tiff")
     assert beside.path == folder / "A01_s1_c1.tif"
@@ -114,7 +140,7 @@ def test_an_output_that_is_an_input_is_refused(plate):
 def test_an_output_folder_with_inputs_in_it_is_refused(tmp_path, pixels):
     write_stack(tmp_path / "a.ome.zarr", pixels((2, 4, 5)), format="ome-zarr")
     sources = find_stacks(tmp_path, "{name}.ome.zarr")
-    with pytest.raises(OutputError, match=r"a.ome.zarr is among the images that are read"):
+    with pytest.raises(OutputError, match=r"a.ome.zarr is among the files that are read"):
         plan_outputs(tmp_path, "{name}", sources, "ome-zarr")
 
 
