@@ -61,12 +61,12 @@ def propose_pattern(names: Sequence[str], *, whole_stacks: bool = False) -> Prop
     groups: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
     alike: dict[tuple[int, ...], list[tuple[list[str], str]]] = defaultdict(list)
     for name in names:
-        ending = next((match for match in _ENDING.finditer(name) if match.end() == len(name)), None)
-        if ending is None or not ending.start():
+        ending = _ending(name)
+        if not ending:
             continue
-        parts = re.split(r"([^A-Za-z0-9]+)", name[: ending.start()])
+        parts = re.split(r"([^A-Za-z0-9]+)", name.removesuffix(ending))
         like_wells = [index for index, part in enumerate(parts) if _WELL.fullmatch(part)]
-        alike[len(parts), *like_wells].append((parts, ending[0]))
+        alike[len(parts), *like_wells].append((parts, ending))
     for (_, *like_wells), files in alike.items():
         well = _well_among(like_wells, [parts for parts, _ in files])
         for parts, end in files:
@@ -79,6 +79,11 @@ def propose_pattern(names: Sequence[str], *, whole_stacks: bool = False) -> Prop
     return Proposal(_pattern(group, whole_stacks) + form[-1].replace("{", "{{"), len(group))
 
 
+def count_images(names: Sequence[str]) -> int:
+    """How many of the names are those of images."""
+    return sum(bool(_ending(name)) for name in names)
+
+
 def output_name(pattern: str, fields: Sequence[str], stack_along: str = "z") -> str:
     """A name for results after `pattern`, without the field that is stacked along, with each of `fields`."""
     stem = _ENDING.sub("", pattern) if _ENDING.search(pattern) else pattern
@@ -86,6 +91,12 @@ def output_name(pattern: str, fields: Sequence[str], stack_along: str = "z") -> 
     kept = re.sub(r"\{(\w+):d\}", r"{\1}", kept).replace("*", "").strip("-_. ")
     missing = [f"{{{name}}}" for name in fields if f"{{{name}}}" not in kept]
     return "_".join(filter(None, [kept, *missing])) or "result"
+
+
+def _ending(name: str) -> str:
+    """The ending that says that a name is an image's; "" if it isn't."""
+    ending = next((match for match in _ENDING.finditer(name) if match.end() == len(name)), None)
+    return ending[0] if ending is not None and ending.start() else ""
 
 
 def _well_among(like_wells: Sequence[int], names: Sequence[Sequence[str]]) -> int | None:
