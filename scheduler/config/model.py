@@ -170,11 +170,14 @@ class StepConfig(Section):
     declare: DeclareConfig | None = None
 
 
+_ZARR_ONLY = ("chunks", "levels", "downsample", "zarr_version")
+
+
 class OutputConfig(Section):
     """Where results go, and how they are stored (see `WriteOptions`).
 
-    `name` is a template of the pattern's fields, and of `{stack}`, a result's name. Where `chunks`, `levels`
-    and `zarr_version` are left out they are the format's own.
+    `name` is a template of the pattern's fields, and of `{stack}`, a result's name. Where `chunks`, `levels`,
+    `downsample` and `zarr_version` are left out they are the format's own.
     """
 
     path: ConfigPath
@@ -183,15 +186,16 @@ class OutputConfig(Section):
     compression: str = "default"
     chunks: tuple[StrictInt, StrictInt, StrictInt] | None = None
     levels: StrictInt | None = None
+    downsample: str | None = None
     zarr_version: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.format != "ome-zarr":
-            for name in ("chunks", "levels", "zarr_version"):
+            for name in _ZARR_ONLY:
                 if getattr(self, name) is not None:
                     raise problem(f"only ome-zarr has it, and format is {self.format}", at=name)
-        for name in ("compression", "chunks", "levels", "zarr_version"):
+        for name in ("compression", *_ZARR_ONLY):
             value = getattr(self, name)
             try:
                 if value is not None:
@@ -203,8 +207,7 @@ class OutputConfig(Section):
     @property
     def options(self) -> WriteOptions:
         """How the results are stored."""
-        names = ("compression", "chunks", "levels", "zarr_version")
-        given = {name: getattr(self, name) for name in names}
+        given = {name: getattr(self, name) for name in ("compression", *_ZARR_ONLY)}
         return WriteOptions(**{name: value for name, value in given.items() if value is not None})
 
 

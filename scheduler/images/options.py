@@ -9,6 +9,7 @@ from scheduler.images.patterns import nearest
 COMPRESSIONS = ("default", "none", "zlib", "zstd", "lzw")
 ZARR_COMPRESSIONS = ("default", "none", "zlib", "zstd")
 ZARR_VERSIONS = ("0.4", "0.5")
+DOWNSAMPLES = ("mean", "nearest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,13 +17,16 @@ class WriteOptions:
     """How a stack is stored; the formats that have no such choice ignore it.
 
     `compression`: `default` is none for TIFF, which every program reads, and zstd for OME-Zarr. OME-Zarr
-    alone has `chunks` (z, y, x), `levels` (of the pyramid; 1 is the full resolution alone), `zarr_version`.
+    alone has `chunks` (z, y, x), `levels` (of the pyramid; 1 is the full resolution alone), `zarr_version`,
+    and `downsample`: a pixel of the next level is the `mean` of four, or with `nearest` one of them, which
+    keeps labels whole. Bool and integers of 32 and 64 bits are never averaged.
     """
 
     compression: str = "default"
     zarr_version: str = "0.5"
     chunks: tuple[int, int, int] | None = None
     levels: int = 1
+    downsample: str = "mean"
 
     def __post_init__(self) -> None:
         if self.compression not in COMPRESSIONS:
@@ -33,6 +37,10 @@ class WriteOptions:
             raise OutputError(f"there is no OME-Zarr version {self.zarr_version!r}, only 0.4 and 0.5")
         if self.chunks is not None and (len(self.chunks) != 3 or min(self.chunks) < 1):
             raise OutputError(f"chunks are three lengths (z, y, x) of 1 or more, not {self.chunks}")
+        if self.downsample not in DOWNSAMPLES:
+            raise OutputError(
+                f"there is no downsample {self.downsample!r}{nearest(self.downsample, DOWNSAMPLES)}"
+            )
         if not 1 <= self.levels <= 16:
             raise OutputError(f"levels must be 1 to 16, not {self.levels}")
 

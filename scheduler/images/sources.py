@@ -33,7 +33,15 @@ from scheduler.images.patterns import (
 from scheduler.images.planes import group_planes
 from scheduler.images.stack import PhysicalSize, PlaneRef, StackSource
 
-__all__ = ["PhysicalSize", "PlaneRef", "StackSource", "find_stacks", "read_stack", "stack_of_files"]
+__all__ = [
+    "PhysicalSize",
+    "PlaneRef",
+    "StackSource",
+    "find_stacks",
+    "read_stack",
+    "stack_of_files",
+    "stacks_in_file",
+]
 
 _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -104,6 +112,20 @@ def stack_of_files(*paths: str | Path) -> StackSource:
         raise InputError(f"{names[0]} holds {len(stack.planes)} planes, where each of several files has one")
     planes = tuple(dataclasses.replace(stack.planes[0], path=name) for name in names)
     return dataclasses.replace(stack, planes=planes, shape=(len(planes), *stack.shape[1:]))
+
+
+def stacks_in_file(path: str | Path) -> list[StackSource]:
+    """Each stack along z in one file or OME-Zarr, also one that is an image of a plate, in its own order.
+
+    Raises
+    ------
+    ImageError
+        It isn't there or can't be read.
+    """
+    try:
+        return _describe(str(Path(path).absolute()), "z")
+    except OSError as error:
+        raise ImageError(f"{path} can't be read: {error.strerror or error}") from error
 
 
 def read_stack(source: StackSource, out: np.ndarray[Any, Any], *, threads: int = 1) -> None:

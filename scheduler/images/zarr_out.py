@@ -39,7 +39,7 @@ def write_image(
     An image that is overwritten is renamed away first: for an instant there is none.
     """
     refuse_existing(path, overwrite=overwrite)
-    levels = list(pyramid(array, options.levels))
+    levels = list(pyramid(array, options.levels, options.downsample))
     attributes = image_attributes(
         options.zarr_version,
         path.name.partition(".")[0],
@@ -76,7 +76,7 @@ def write_channel(
     version = options.zarr_version
     group = zarr.open_group(path, mode="r", use_consolidated=False)
     declared = ome_attributes(group.attrs.asdict())["multiscales"][0]["datasets"]
-    levels = list(pyramid(array, len(declared)))
+    levels = list(pyramid(array, len(declared), options.downsample))
     if len(levels) < len(declared):
         raise OutputError(
             f"{path} has {len(declared)} levels, but {array.shape} can be halved {len(levels) - 1} times; "
@@ -172,27 +172,29 @@ def write_group(path: Path, version: str, attributes: Mapping[str, Any], *, over
             file.write(content)
 
 
-def pyramid(array: np.ndarray[Any, Any], levels: int) -> Iterator[np.ndarray[Any, Any]]:
+def pyramid(
+    array: np.ndarray[Any, Any], levels: int, downsample: str = "mean"
+) -> Iterator[np.ndarray[Any, Any]]:
     """The array and smaller ones, each half as high and wide; it ends early where there is nothing to halve.
 
-    Averages of 2 × 2 pixels, rounded for integers; every second pixel of bool and of 32- and 64-bit integers,
-    which may be labels. Odd edges are cut.
+    Averages of 2 × 2 pixels, rounded for integers; with `nearest` every second pixel, as always of bool and
+    of 32- and 64-bit integers, which may be labels. Odd edges are cut.
     """
     yield array
+    averaged = downsample == "mean" and array.dtype.name in _AVERAGED
     for _ in range(levels - 1):
         depth, height, width = array.shape
         if min(height, width) < 2:
             return
         smaller = np.empty((depth, height // 2, width // 2), array.dtype)
         for z in range(depth):
-            smaller[z] = _halved(array[z, : height // 2 * 2, : width // 2 * 2])
+            plane = array[z, : height // 2 * 2, : width // 2 * 2]
+            smaller[z] = _averaged(plane) if averaged else plane[::2, ::2]
         array = smaller
         yield array
 
 
-def _halved(plane: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    if plane.dtype.name not in _AVERAGED:
-        return plane[::2, ::2]
+def _averaged(plane: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     # float32 holds the sum of four 16-bit integers exactly
     exact = np.float64 if plane.dtype == np.float64 else np.float32
     rows = np.add(plane[::2], plane[1::2], dtype=exact)

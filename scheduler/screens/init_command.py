@@ -12,7 +12,7 @@ from scheduler.images.errors import InputError
 from scheduler.images.patterns import parse_pattern
 from scheduler.images.sources import StackSource, find_stacks
 from scheduler.screens.exits import errors_as_messages, print_json
-from scheduler.screens.proposal import Proposal, output_name, propose_pattern
+from scheduler.screens.proposal import Proposal, count_images, output_name, propose_pattern
 from scheduler.screens.words import count_text, path_text, printable
 
 TEMPLATE = """\
@@ -52,6 +52,7 @@ class _Found:
     folder: Path
     proposal: Proposal
     stacks: list[StackSource]
+    left_out: int  # images of other names, and in other folders
 
 
 def init_command(folder: Path, config: Path, *, overwrite: bool, as_json: bool, debug: bool) -> None:
@@ -65,20 +66,26 @@ def init_command(folder: Path, config: Path, *, overwrite: bool, as_json: bool, 
     pattern = found.proposal.pattern
     if as_json:
         record = {"config": str(config), "folder": str(found.folder), "pattern": pattern}
-        print_json({**record, "stacks": len(found.stacks), "unreadable": _unreadable(found)})
+        figures = {"stacks": len(found.stacks), "unreadable": _unreadable(found), "left_out": found.left_out}
+        print_json({**record, **figures})
     else:
         shown = printable(f"{_stacks_text(found)} in {found.folder}, pattern {pattern}")
         print(f"{path_text(config)}: {shown}")
+        if found.left_out:
+            left = count_text(found.left_out, "image")
+            print(f"left out: {left} of other names or in other folders; init on a folder takes its own")
 
 
 def _look(folder: Path) -> _Found:
-    """The folder with the most images at or below `folder`, and the stacks in it."""
+    """The folder with the most images of one form at or below `folder`, and the stacks in it."""
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder")
     best: tuple[Path, Proposal, list[str]] | None = None
+    images = 0
     for path, below, names in os.walk(folder):
         # Results of earlier runs and hidden folders are no input.
         below[:] = sorted(name for name in below if not name.startswith(".") and name != "out")
+        images += count_images(names)
         proposal = propose_pattern(sorted(names))
         if proposal and (best is None or proposal.follow > best[1].follow):
             best = Path(path), proposal, sorted(names)
@@ -90,8 +97,8 @@ def _look(folder: Path) -> _Found:
         # Nothing in the names says that they count planes: the files themselves know.
         stacks = find_stacks(where, whole.pattern)
         if sum(len(stack.planes) for stack in stacks) > whole.follow or whole == proposal:
-            return _Found(where, whole, stacks)
-    return _Found(where, proposal, find_stacks(where, proposal.pattern))
+            return _Found(where, whole, stacks, images - whole.follow)
+    return _Found(where, proposal, find_stacks(where, proposal.pattern), images - proposal.follow)
 
 
 def _config_text(found: _Found, config: Path) -> str:

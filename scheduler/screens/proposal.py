@@ -59,17 +59,29 @@ def propose_pattern(names: Sequence[str], *, whole_stacks: bool = False) -> Prop
     A number without a key may count the planes, unless each file holds a whole stack.
     """
     groups: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
+    alike: dict[tuple[int, ...], list[tuple[list[str], str]]] = defaultdict(list)
     for name in names:
-        ending = next((match for match in _ENDING.finditer(name) if match.end() == len(name)), None)
-        if ending is None or not ending.start():
+        ending = _ending(name)
+        if not ending:
             continue
-        pieces = _pieces(name[: ending.start()])
-        form = tuple(_form(piece) for piece in pieces)
-        groups[*form, ending[0]].append(pieces)
+        parts = re.split(r"([^A-Za-z0-9]+)", name.removesuffix(ending))
+        like_wells = [index for index, part in enumerate(parts) if _WELL.fullmatch(part)]
+        alike[len(parts), *like_wells].append((parts, ending))
+    for (_, *like_wells), files in alike.items():
+        well = _well_among(like_wells, [parts for parts, _ in files])
+        for parts, end in files:
+            pieces = _pieces(parts, well)
+            form = tuple(_form(piece) for piece in pieces)
+            groups[*form, end].append(pieces)
     if not groups:
         return None
     (form, group) = max(groups.items(), key=lambda item: len(item[1]))
     return Proposal(_pattern(group, whole_stacks) + form[-1].replace("{", "{{"), len(group))
+
+
+def count_images(names: Sequence[str]) -> int:
+    """How many of the names are those of images."""
+    return sum(bool(_ending(name)) for name in names)
 
 
 def output_name(pattern: str, fields: Sequence[str], stack_along: str = "z") -> str:
@@ -81,11 +93,32 @@ def output_name(pattern: str, fields: Sequence[str], stack_along: str = "z") -> 
     return "_".join(filter(None, [kept, *missing])) or "result"
 
 
-def _pieces(stem: str) -> list[str]:
-    """Keys, numbers, wells and words, with what separates them, so that joining them gives the stem."""
+def _ending(name: str) -> str:
+    """The ending that says that a name is an image's; "" if it isn't."""
+    ending = next((match for match in _ENDING.finditer(name) if match.end() == len(name)), None)
+    return ending[0] if ending is not None and ending.start() else ""
+
+
+def _well_among(like_wells: Sequence[int], names: Sequence[Sequence[str]]) -> int | None:
+    """Which of the parts that look like a well is one: as C1 may be channel 1, one at most in a name.
+
+    One whose letter isn't always the same key comes before one of two digits, and that before the others.
+    """
+
+    def likeness(index: int) -> tuple[bool, bool]:
+        letters = {parts[index][0].lower() for parts in names}
+        no_key = len(letters) > 1 or not letters <= FIELD_OF_KEY.keys()
+        return no_key, all(len(parts[index]) == len("A01") for parts in names)
+
+    best = max(like_wells, key=likeness, default=None)
+    return best if best is not None and any(likeness(best)) else None
+
+
+def _pieces(parts: Sequence[str], well: int | None) -> list[str]:
+    """Keys, numbers, the well and words, with what separates them, so that joining them gives the stem."""
     pieces: list[str] = []
-    for part in re.split(r"([^A-Za-z0-9]+)", stem):
-        if _KEYED.fullmatch(part) and not _WELL.fullmatch(part):
+    for index, part in enumerate(parts):
+        if _KEYED.fullmatch(part) and index != well:
             for key, number in _PAIR.findall(part):
                 pieces += [key, number]
         elif part:

@@ -35,10 +35,11 @@ def test_a_config_with_all_of_it_survives_the_journal(tmp_path: Path) -> None:
         tmp_path,
         f"{TWO}, outputs: [labels, distance], arrays: {{flat: flat.tif}}",
         "inputs: [labels]",
-        output=f"name: '{NAME}', format: ome-zarr, chunks: [1, 64, 64], levels: 3, zarr_version: '0.4'",
+        output=f"name: '{NAME}', format: ome-zarr, chunks: [1, 64, 64], levels: 3, downsample: nearest, "
+        "zarr_version: '0.4'",
     )
     assert config.steps[0].arrays == {"flat": (tmp_path / "flat.tif").resolve()}
-    assert config.output.options == WriteOptions(chunks=(1, 64, 64), levels=3, zarr_version="0.4")
+    assert config.output.options == WriteOptions("default", "0.4", (1, 64, 64), 3, "nearest")
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
 
 

@@ -4,7 +4,6 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from PIL import Image
 from scheduler.config import RunConfig
 from scheduler.execution.prepare import find_groups
 from scheduler.images.errors import ImageError, InputError
-from scheduler.images.sources import StackSource, find_stacks, read_stack
+from scheduler.images.sources import StackSource, read_stack, stacks_in_file
 from scheduler.screens.report.records import JobRow, ResultRow
 
 SIDE = 320
@@ -77,11 +76,9 @@ def _picture(source: StackSource) -> str:
 
 
 def _result(result: ResultRow) -> StackSource:
-    path = Path(result.path)
-    name = path.name.replace("{", "{{").replace("}", "}}")
-    found = find_stacks(path.parent, name)
+    found = stacks_in_file(result.path)
     if result.channel is not None and result.channel < len(found):
         return found[result.channel]
     if len(found) > 1:
-        raise ImageError(f"{path} holds {len(found)} stacks")
+        raise ImageError(f"{result.path} holds {len(found)} stacks")
     return found[0]

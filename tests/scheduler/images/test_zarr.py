@@ -175,6 +175,17 @@ def test_pyramid_averages_intensities_and_picks_labels(pixels):
     np.testing.assert_allclose(list(pyramid(deep, 2))[1], deep.reshape(2, 4, 2, 4, 2).mean((2, 4)))
 
 
+@pytest.mark.parametrize("channel", [None, 0])
+def test_labels_of_few_bits_are_kept_whole_when_asked(tmp_path, channel):
+    labels = np.array([[[7, 0], [0, 9]]], "uint16")
+    options = WriteOptions(levels=2, downsample="nearest")
+    source = StackSource((("well", "A01"), ("site", "1")), (PlaneRef("x"),), (1, 2, 2), "uint16")
+    name = "a" if channel is None else "a.zarr/{well}/{site}"
+    (place,) = prepare_output(tmp_path, name, [source], "ome-zarr", options=options)
+    write_stack(place.path, labels, format="ome-zarr", options=options, channel=channel)
+    assert zarr.open_array(place.path / "1", mode="r")[...].item() == 7
+
+
 # Whole or not at all
 
 
@@ -269,6 +280,7 @@ def test_verify_misses_nothing(tmp_path, version, compression, channel):
         ({"chunks": (0, 1, 1)}, r"chunks are three lengths .* not \(0, 1, 1\)"),
         ({"chunks": (1, 1)}, "chunks are three lengths"),
         ({"levels": 0}, "levels must be 1 to 16, not 0"),
+        ({"downsample": "means"}, "no downsample 'means'; did you mean 'mean'"),
     ],
 )
 def test_unusable_options(options, message):

@@ -56,7 +56,19 @@ def test_json(inside):
         "pattern": "{well}_s{site}_z{z}_c{channel}.tif",
         "stacks": 2,
         "unreadable": 1,
+        "left_out": 0,
     }
+
+
+def test_images_that_are_left_out_are_counted(inside):
+    for name, wells in (("one", 2), ("two", 1), ("three", 1)):
+        write_sample(inside / name, wells=wells, sites=1, channels=1, planes=3, size=8)
+    (inside / "one" / "overview.tif").touch()
+    (inside / "one" / "notes.txt").touch()
+    head, left_out = init().stdout.splitlines()
+    assert head.startswith("stackyard.yaml: 2 stacks in one, pattern ")
+    assert left_out.startswith("left out: 7 images of other names or in other folders")
+    assert json.loads(init("--json", "--overwrite").stdout)["left_out"] == 7
 
 
 def test_names_reach_the_terminal_without_control_codes(inside):

@@ -33,6 +33,14 @@ def names(template: str, *values: list[object]) -> list[str]:
         (names("mouse brain ({}).tif", ["left", "right"]), "mouse brain ({name}).tif"),
         (names("{}{{x}}_{}.tif", ["a", "b"], [1, 2]), "{name}{{x}}_{z}.tif"),
         (["only one.ome.tif"], "only one.ome.tif"),
+        # capital keys look like wells
+        (names("{}_F{}_P{}_C{}.tif", ["A01", "C02"], *[[1, 2]] * 3), "{well}_F{site}_P{z}_C{channel}.tif"),
+        (["A01_F1_P1_C1.tif"], "{well}_F{site}_P{z}_C{channel}.tif"),
+        (names("P{:02}_{}_C{:02}.tif", [1], ["C01", "P24"], [1, 2]), "P{z}_{well}_C{channel}.tif"),
+        (names("{}_C{:02}.tif", ["C03", "C04"], [1, 2]), "{well}_C{channel}.tif"),
+        (names("img_C{}_P{}.tif", [1, 2], [1, 2]), "img_C{channel}_P{z}.tif"),
+        (names("img_C{:02}.tif", [1, 12]), "img_{well}.tif"),
+        (names("{}_{}.tif", ["A1", "C12"], ["z1", "z2"]), "{well}_z{z}.tif"),
     ],
 )
 def test_proposed(given, pattern):

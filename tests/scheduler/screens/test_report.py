@@ -17,13 +17,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
+from scheduler.config import RunConfig
 from scheduler.execution.journal import Journal
+from scheduler.execution.prepare import find_groups
 from scheduler.execution.task import OutputRecord
+from scheduler.images.outputs import prepare_output, write_stack
 from scheduler.images.sample import write_sample
 from scheduler.screens import cli
 from scheduler.screens.report.figures import place_in_slots
-from scheduler.screens.report.records import AttemptRow, DeviceRow, RunRows, read_run
-from scheduler.screens.report.thumbnails import png
+from scheduler.screens.report.records import AttemptRow, DeviceRow, JobRow, ResultRow, RunRows, read_run
+from scheduler.screens.report.thumbnails import before_and_after, png
 
 MIB = 1 << 20
 BEGAN = 1_700_000_000.0
@@ -226,6 +229,29 @@ def test_pictures_of_input_and_result(tmp_path):
     page = page_of(tmp_path / "run")
     assert "<img" not in page
     assert f"{name}: " in page
+
+
+def test_pictures_of_the_images_of_a_plate(tmp_path):
+    write_sample(tmp_path / "img", wells=1, sites=1, channels=2, planes=2, size=16)
+    name = "plate.ome.zarr/{well}/{site}"
+    config = RunConfig.model_validate({
+        **CONFIG,
+        "input": {"path": str(tmp_path / "img"), "pattern": "{well}_s{site}_z{z}_c{channel}.tif"},
+        "output": {"path": str(tmp_path / "out"), "name": name, "format": "ome-zarr"},
+    })
+    sources = [group.stacks[0][1] for group in find_groups(config)]
+    jobs = []
+    for index, place in enumerate(prepare_output(tmp_path / "out", name, sources, "ome-zarr")):
+        stack = np.full((2, 16, 16), index + 1, np.uint16)
+        stack[:, 0, : 8 * (index + 1)] = 200
+        write_stack(place.path, stack, format="ome-zarr", channel=place.channel, channels=place.channels)
+        result = ResultRow("stack", str(place.path), place.channel)
+        jobs.append(
+            JobRow(sources[index].name, "done", "", result.path, (2, 16, 16), "uint16", 0, 1, (result,))
+        )
+        (pair,) = before_and_after(config, jobs[-1:])
+        assert (pair.problem, pair.after) == ("", png(stack[0]))
+    assert len(jobs) == 2
 
 
 def test_pictures_of_several_stacks_of_a_job(tmp_path):
