@@ -112,13 +112,17 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class OutputRecord:
-    """A file that a job has written: a stack with its name, or a table (of so many rows and columns)."""
+    """A file that a job has written: a stack with its name, or a table (of so many rows and columns).
+
+    `digest` is the SHA-256 of a table, which unlike a stack says nothing about how it came about.
+    """
 
     name: str
     path: str
     shape: tuple[int, ...]
     dtype: str = ""
     channel: int | None = None
+    digest: str = ""
 
     @property
     def is_table(self) -> bool:
