@@ -83,7 +83,8 @@ class JobRequest:
     @cached_property
     def kind(self) -> str:
         """What jobs of equal plans and footprints have in common."""
-        return f"{self.family}:{'+'.join('x'.join(map(str, shape)) for _, (shape, _) in self.forms)}"
+        shapes = "+".join("x".join(map(str, shape)) for _, (shape, _) in self.forms)
+        return f"{self.family}:{shapes}{':returned' if self.returns_array else ''}"
 
     @cached_property
     def family(self) -> str:

@@ -48,6 +48,8 @@ def named_job_plans(
     steps: Sequence[ResolvedStep],
     forms: Sequence[tuple[str, ArrayForm]],
     usable: Mapping[DeviceKind, Iterable[str]],
+    *,
+    returned: bool = False,
 ) -> tuple[JobPlan, ...]:
     """The plans for a job with stacks of these names and forms, GPUs' first.
 
@@ -58,6 +60,8 @@ def named_job_plans(
     usable
         For each kind of device that there is, the memory types that work on it. Those that can't hold the
         dtype of one of several stacks, or of an array from a file, aren't used.
+    returned
+        The results are copied at the end, to be sent back.
 
     Raises
     ------
@@ -87,7 +91,7 @@ def named_job_plans(
             best = next((plan for plan in chosen if place in plan.device_kinds), None)
             if best is not None:
                 named = tuple((name, ((*shape,), dtype)) for name, (shape, dtype) in forms)
-                draft = _Draft(kind, tuple(steps), best.memory_types, best.conversions, named)
+                draft = _Draft(kind, tuple(steps), best.memory_types, best.conversions, named, returned)
                 # A step may take the first stack's dtype and refuse another's.
                 plans += draft.plans()
         except (ContractError, DtypeError) as error:
@@ -117,6 +121,7 @@ class _Draft:
     memory_types: tuple[str, ...]
     conversions: tuple[str, ...]
     forms: tuple[tuple[str, ArrayForm], ...]
+    returned: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -155,7 +160,12 @@ class _Draft:
         read = sum(nbytes_of(*form) for _, form in self.forms)
         # What steps take from files is read once for a process, and reserved with each job that uses it.
         files = {file for step in self.steps for file in step.arrays.values()}
-        host_bytes = BASE_BYTES + read + max([*in_host, stages[-1].output_bytes])
+        output = stages[-1].output_bytes
+        # Blocks are joined in an array of the stack's shape and the result's dtype.
+        joined = 0 if split is None else output * prod(self.shape) // max(1, prod(block))
+        at_the_end = output if split is None else 0
+        copied = (joined or output) if self.returned else 0
+        host_bytes = BASE_BYTES + read + joined + max([*in_host, output, at_the_end + copied])
         host_bytes += sum(file.nbytes for file in files)
         kept = chain_state(
             zip(self.steps, self.memory_types, strict=True), on_gpu=self.kind is not DeviceKind.CPU
@@ -170,9 +180,6 @@ class _Draft:
         name = f"{self.kind}:{'+'.join(dict.fromkeys(self.memory_types))}"
         cost = sum(stage.input_bytes + stage.output_bytes for stage in stages) / (1 << 20)
         if split is not None:
-            # Blocks are joined in an array of the stack's shape and the result's dtype.
-            voxels = prod(self.shape)
-            host_bytes += stages[-1].output_bytes * voxels // max(1, prod(block))
             name += f" in {split.blocks} blocks"
             cost *= split.blocks
         return JobPlan(

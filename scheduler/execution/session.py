@@ -211,7 +211,9 @@ class Session:
         if not self._thread.is_alive() or self._driver.state != "running":
             raise RuntimeError("nothing more is started here") from self.error
         self.wait_for_worker(stop)
-        plans = [self._planner.plans(request.chain, request.forms) for request in requests]
+        plans = [
+            self._planner.plans(request.chain, request.forms, request.returns_array) for request in requests
+        ]
         jobs = [dispatcher_job(*each, batch=self._batch) for each in zip(requests, plans, strict=True)]
         self._batch += 1
         with self._lock:

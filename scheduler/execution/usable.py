@@ -101,12 +101,12 @@ class Planner:
         self._installed: dict[DeviceKind, frozenset[str]] = {}
         self._broken: dict[DeviceKind, dict[str, str]] = {}
         self._checked: set[tuple[str, str]] = set()
-        self._plans: dict[tuple[str, Forms], tuple[JobPlan, ...]] = {}
+        self._plans: dict[tuple[str, Forms, bool], tuple[JobPlan, ...]] = {}
         self._needed: dict[DeviceKind, frozenset[str]] = {}
         self._lock = threading.Lock()
 
-    def plans(self, chain: Chain, forms: Forms) -> tuple[JobPlan, ...]:
-        """The plans for stacks of these names and forms, best first.
+    def plans(self, chain: Chain, forms: Forms, returned: bool = False) -> tuple[JobPlan, ...]:
+        """The plans for stacks of these names and forms, best first; as `named_job_plans`.
 
         Raises
         ------
@@ -114,13 +114,13 @@ class Planner:
             No kind of device that is there can run the chain.
         """
         with self._lock:
-            key = chain.digest, forms
+            key = chain.digest, forms, returned
             if key not in self._plans:
                 processes = self._fleet.processes
                 for process in processes:
                     kind, installed = process.hello.device.kind, frozenset(process.hello.installed)
                     self._installed[kind] = self._installed.get(kind, installed) & installed
-                plans = self._plans[key] = self._working(chain, forms, processes)
+                plans = self._plans[key] = self._working(chain, forms, returned, processes)
                 for plan in plans:
                     for kind in plan.device_kinds:
                         self._needed[kind] = self.needed(kind).union(plan.memory_types)
@@ -131,13 +131,13 @@ class Planner:
         return self._needed.get(kind, frozenset()).intersection(MemoryType)
 
     def _working(
-        self, chain: Chain, forms: Forms, processes: tuple[WorkerProcess, ...]
+        self, chain: Chain, forms: Forms, returned: bool, processes: tuple[WorkerProcess, ...]
     ) -> tuple[JobPlan, ...]:
         while True:
             usable = self._usable(chain)
             problems = [problem for broken in self._broken.values() for problem in broken.values()]
             try:
-                plans = named_job_plans(chain.steps, forms, usable)
+                plans = named_job_plans(chain.steps, forms, usable, returned=returned)
             except StepError as error:
                 raise StepError(f"{error} ({'; '.join(problems)})" if problems else str(error)) from error
             if not self._check(chain, plans, processes, usable):

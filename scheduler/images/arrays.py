@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, Self
@@ -23,9 +24,17 @@ class ArrayFile:
 
     @classmethod
     def of(cls, path: str | Path) -> Self:
-        """Read the file once and describe what is in it. Errors as of `read_array`."""
-        array = read_array(path)
-        return cls(str(path), array.shape, array.dtype.name, _digest(array))
+        """Read the file and describe what is in it, the same file once. Errors as of `read_array`.
+
+        A file counts as the same while its size and time are; `read` would find that it isn't.
+        """
+        path = Path(path)
+        if not path.is_file():  # a folder's time says nothing of the chunks in it
+            return cls(str(path), *_described(path))
+        found = path.stat()
+        return cls(
+            str(path), *_described_once(path.absolute(), found.st_ino, found.st_size, found.st_mtime_ns)
+        )
 
     @property
     def nbytes(self) -> int:
@@ -49,6 +58,16 @@ class ArrayFile:
         # unlike a flag of the array, that of the buffer can't be set back
         locked = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).toreadonly()
         return np.frombuffer(locked, array.dtype).reshape(array.shape)
+
+
+def _described(path: Path) -> tuple[tuple[int, ...], str, str]:
+    array = read_array(path)
+    return array.shape, array.dtype.name, _digest(array)
+
+
+@lru_cache(maxsize=256)
+def _described_once(path: Path, *_version: int) -> tuple[tuple[int, ...], str, str]:
+    return _described(path)
 
 
 def read_array(path: str | Path) -> np.ndarray[Any, Any]:

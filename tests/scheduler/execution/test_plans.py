@@ -165,6 +165,19 @@ def test_each_of_several_results_counts() -> None:
     assert plan.footprint.host_bytes == BASE_BYTES + IMAGE + NUCLEI + 3 * IMAGE
 
 
+def test_results_that_are_sent_back_are_copied_at_the_end() -> None:
+    voxels = 64 * 5 * 7
+    step = declared("step", splittable="z", workspace=17, output_like=to("float32"))
+    forms = (("stack", ((64, 5, 7), "uint16")),)
+    plain = named_job_plans([step], forms, ON_CPU)
+    returned = named_job_plans([step], forms, ON_CPU, returned=True)
+    # What was read, the result and its copy; or a block and its result, which have gone by then.
+    whole = BASE_BYTES + voxels * 2 + voxels * 4 * 2
+    assert [plan.footprint.host_bytes for plan in plain[:1]] == [whole - voxels * 4 + 17]
+    assert [plan.footprint.host_bytes for plan in returned] == [whole] * len(plain)
+    assert [plan.name for plan in returned] == [plan.name for plan in plain]
+
+
 def test_several_stacks_are_never_cut() -> None:
     each = declared("each", splittable="z")
     assert len(named_job_plans([each], (("stack", ((64, 5, 7), "uint16")),), ON_CPU)) > 1

@@ -1,5 +1,6 @@
 """Arrays from files: read once, for good, and as they are."""
 
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 from scheduler.images.arrays import ArrayFile
+from scheduler.images.errors import ImageError
+from scheduler.images.outputs import write_stack
 
 MIB = 1 << 20
 
@@ -48,3 +51,31 @@ def test_reading_takes_the_bytes_of_the_array_and_no_more(tmp_path: Path, dtype:
         assert tracemalloc.get_traced_memory()[1] < read.nbytes + MIB
     finally:
         tracemalloc.stop()
+
+
+def test_a_file_is_described_once_while_it_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((3, 5), np.uint8))
+    first = ArrayFile.of(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("scheduler.images.arrays.read_array", lambda _: pytest.fail("it was read again"))
+        patch.chdir(tmp_path)
+        assert ArrayFile.of(path) == first
+        assert ArrayFile.of("a.npy").digest == first.digest
+    np.save(path, np.ones((3, 5), np.uint8))
+    os.utime(path, ns=(0, 1))
+    assert ArrayFile.of(path).digest != first.digest
+    with pytest.raises(ImageError, match="has changed since the run began"):
+        first.read()
+
+
+def test_a_folder_is_read_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.zarr"
+    array = np.zeros((1, 8, 8), np.uint8)
+    write_stack(path, array, format="ome-zarr")
+    first, found = ArrayFile.of(path), path.stat()
+    write_stack(path, array + 1, format="ome-zarr", overwrite=True)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert ArrayFile.of(path).digest != first.digest
