@@ -56,7 +56,7 @@ class ArrayFile:
                 "other values; put the old one back, or start a new run"
             )
         # unlike a flag of the array, that of the buffer can't be set back
-        locked = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).toreadonly()
+        locked = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data.toreadonly()
         return np.frombuffer(locked, array.dtype).reshape(array.shape)
 
 
@@ -103,7 +103,7 @@ def _read_npy(path: Path) -> np.ndarray[Any, Any]:
         # a map holds the header against the file's size first, but what is read by it would be resident
         # beside the array; pickles, which run code, are refused
         np.load(path, mmap_mode="r", allow_pickle=False)
-        array = np.load(path, allow_pickle=False)
+        array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise ImageError(f"{path}: not a readable .npy file: {error}") from error
     if array.ndim not in (2, 3) or array.size == 0 or array.dtype.kind not in "biufc":
