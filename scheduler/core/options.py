@@ -78,7 +78,7 @@ def _option(group: Group, cls: DeviceClass, plan: JobPlan, index: int, estimates
     capacity = cls.attempt_capacity()
     if least > capacity:
         return None
-    # a margin alone never makes a job impossible: then it takes the whole device, or nearly the whole host
+    # a margin alone never makes a job impossible: then it takes the whole device, or most of the host
     need = min(need, max(least, _nearly(capacity)) if cls.is_cpu else capacity)
     measured = estimates.seconds(family, plan, cls.model)
     slots = max((account.device.slots for account in cls.accounts), default=1) or 1
@@ -95,8 +95,8 @@ def _option(group: Group, cls: DeviceClass, plan: JobPlan, index: int, estimates
 
 
 def _nearly(capacity: int) -> int:
-    """What of a host can be had in practice: idle processes of ours always hold a little."""
-    return capacity - capacity // 16
+    """The most of a host that a margin may ask for: of a small one our idle processes hold a good part."""
+    return capacity - capacity // 4
 
 
 def _host_capacity(group: Group, cls: DeviceClass) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from scheduler.core.footprint import COLD_MARGIN, Estimates
 from scheduler.host.estimates import load_estimates, save_estimates
-from tests.scheduler.core.build import GIB, on_gpu
+from tests.scheduler.core.build import GIB, World, cpu, job, on_cpu, on_gpu
 
 PLAN = on_gpu(4, host=2)
 
@@ -120,3 +120,11 @@ def test_no_file_is_nothing_learned_and_a_damaged_one_is_named(tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match=r"estimates\.json is damaged"):
         load_estimates(path)
+
+
+def test_a_margin_asks_for_no_more_of_a_host_than_its_idle_processes_leave():
+    world = World(cpu(total=16), probed=False)
+    world.snapshot("c-host", used=3.9, held_bytes=3.9)
+    world.add(job("j", on_cpu(host=10)))  # 12.5 GiB with the margin of what was never measured
+    assert world.where("j") == "c-host"
+    assert world.running["j"].host_bytes == 12 * GIB

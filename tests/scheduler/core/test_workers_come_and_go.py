@@ -71,7 +71,7 @@ def test_of_two_hosts_only_the_one_with_a_large_process_takes_a_large_job():
         "big0": "c-host",
         "k": "c-other",
     }
-    assert world.reason("big1") == "needs 12.5 GiB, and no worker process of cpu may take more than 4 GiB"
+    assert world.reason("big1") == "needs 12 GiB, and no worker process of cpu may take more than 4 GiB"
     world.end("big0")
     assert world.where("big1") == "c-host"
     drain(world, "c-host")
