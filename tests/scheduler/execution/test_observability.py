@@ -250,6 +250,7 @@ def test_a_worker_that_goes_while_its_run_is_tidied_away_is_no_error() -> None:
     """As on a cluster that ends with its client; asyncio would print a traceback at the end of the run."""
 
     class Closing:
+        worker_plugins: ClassVar = {"plugin": object()}
         nanny_plugins: ClassVar = {"plugin": object()}
         told: ClassVar[list[str]] = []
 
