@@ -11,7 +11,7 @@ import psutil
 # Below this share of one core a process does nothing.
 STILL_SHARE = 0.05
 # Threads that report, probe and talk to Dask: what they use tells nothing of an attempt.
-_UPKEEP = ("MainThread", "IO loop", "Profile", "stackyard-")
+UPKEEP = ("MainThread", "IO loop", "Profile", "pool-pressure", "stackyard-")
 # What an attempt does while others compute on its device: it gets nowhere then, and that isn't its fault.
 WAITS = "waits for its turn"
 
@@ -85,7 +85,7 @@ class _Stillness:
 def processor_s() -> float:
     """Seconds of processor time that this process has used for anything but its upkeep."""
     process = psutil.Process()
-    upkeep = {thread.native_id for thread in threading.enumerate() if thread.name.startswith(_UPKEEP)}
+    upkeep = {thread.native_id for thread in threading.enumerate() if thread.name.startswith(UPKEEP)}
     of_upkeep = sum(each.user_time + each.system_time for each in process.threads() if each.id in upkeep)
     times = process.cpu_times()
     return float(times.user + times.system - of_upkeep)

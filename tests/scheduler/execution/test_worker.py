@@ -16,6 +16,7 @@ from memcore import OutOfDeviceMemoryError
 from pools.virtual import Charge, VirtualDeviceMemory
 from scheduler.core.model import Device, DeviceKind, ProcessMemory
 from scheduler.execution.idle_host import OwnIdle
+from scheduler.execution.activity import UPKEEP
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.worker import WorkerState
 from scheduler.host.reservations import Reservations
@@ -82,6 +83,14 @@ def test_a_process_that_works_no_more_holds_nothing_as_ours(tmp_path: Path, tabl
     finally:
         worker.close()
     assert table.processes(HOST.uuid) == ()
+
+
+def test_what_a_workers_own_threads_use_is_upkeep(make_worker: Callable[[Device], WorkerState]) -> None:
+    before = set(threading.enumerate())
+    make_worker(HOST)
+    own = {thread.name for thread in set(threading.enumerate()) - before}
+    assert own
+    assert all(name.startswith(UPKEEP) for name in own), own
 
 
 def test_a_reservation_is_judged_by_what_the_process_holds_now(
