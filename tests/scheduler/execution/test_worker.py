@@ -15,8 +15,8 @@ import pytest
 from memcore import OutOfDeviceMemoryError
 from pools.virtual import Charge, VirtualDeviceMemory
 from scheduler.core.model import Device, DeviceKind, ProcessMemory
-from scheduler.execution.idle_host import OwnIdle
 from scheduler.execution.activity import UPKEEP
+from scheduler.execution.idle_host import OwnIdle
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.worker import WorkerState
 from scheduler.host.reservations import Reservations
