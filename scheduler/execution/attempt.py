@@ -112,6 +112,7 @@ def run_attempt(
         retire,
         course.outputs,
         course.began_to_write,
+        {f"{name} on {place}": stats for (name, place), stats in state.pools.stats_by_pool().items()},
     )
     return report, course.returned
 

@@ -1,6 +1,6 @@
 """How attempts end, in the words of the journal and of a run's events."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from scheduler.core.events import Cancelled, Done, Failed, Outcome, OutOfMemory, Refused, TimedOut, WorkerDied
@@ -50,4 +50,5 @@ def report_detail(report: AttemptReport | None) -> dict[str, Any]:
         "steps": [{name: getattr(step, name) for name in _STEP} for step in report.steps],
         "worker_pid": report.worker_pid,
         "on_device": [list(stay) for stay in report.on_device],
+        "pools": {name: asdict(stats) for name, stats in report.pools.items()},
     }

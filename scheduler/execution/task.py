@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pools import PoolStats
 from scheduler.core.events import Outcome
 from scheduler.core.model import Split
 from scheduler.images.options import DEFAULT_OPTIONS, WriteOptions
@@ -169,6 +170,8 @@ class AttemptReport:
         Which file had no room, if that ended the attempt: the job isn't to blame.
     retire
         Why the worker process should be replaced before it is given more; "" if it needn't be.
+    pools
+        What each pool of the process has done so far for the run, by memory type and device.
     began_to_write
         Even if it failed some of its results may be in their places: channels of shared images.
     """
@@ -183,3 +186,4 @@ class AttemptReport:
     retire: str = ""
     outputs: tuple[OutputRecord, ...] = ()
     began_to_write: bool = False
+    pools: Mapping[str, PoolStats] = field(default_factory=dict)

@@ -49,6 +49,7 @@ def html_page(run: RunRows, run_dir: Path, pictures: Iterable[Pair]) -> str:
         _waits(run),
         _decisions(run),
         _conversions(run),
+        _pools(run),
         _pictures(pictures),
         _config(run),
         script,
@@ -139,6 +140,23 @@ def _conversions(run: RunRows) -> str:
         if rows
         else ""
     )
+
+
+def _pools(run: RunRows) -> str:
+    rows = [
+        [
+            run.device(uuid).name,
+            name,
+            f"{stats.hits + stats.misses:,}",
+            f"{100 * stats.hit_rate:.0f} %",
+            bytes_text(stats.bytes_peak),
+            bytes_text(stats.bytes_trimmed),
+            f"{stats.refused:,}",
+        ]
+        for (uuid, name), stats in run.pools().items()
+    ]
+    head = ["device", "pool", "requests", "reused", "most in use", "given back", "refused"]
+    return f"<h2>Pools</h2>{_table(head, rows, numbers={2, 3, 4, 5, 6})}" if rows else ""
 
 
 def _pictures(pairs: Iterable[Pair]) -> str:

@@ -4,10 +4,11 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pools.stats import PoolStats
 from scheduler.screens.run_folder import RunFolderError
 
 
@@ -62,6 +63,8 @@ class AttemptRow:
     reserved_bytes: int
     peak_bytes: int | None
     times: Mapping[str, float]
+    worker_pid: int = 0
+    pools: Mapping[str, PoolStats] = field(default_factory=dict)
 
     def work(self, wall_s: float) -> tuple[float, float]:
         """When it began and ended to read, compute and write.
@@ -110,6 +113,18 @@ class RunRows:
     attempts: tuple[AttemptRow, ...]
     decisions: tuple[DecisionRow, ...]
     memory: tuple[MemoryRow, ...]
+
+    def pools(self) -> dict[tuple[str, str], PoolStats]:
+        """What pools did, by device and pool, all worker processes added up, each as it told last."""
+        told: dict[tuple[str, int, str], PoolStats] = {}
+        for attempt in sorted(self.attempts, key=lambda row: row.end_s or 0.0):
+            told |= {
+                (attempt.device, attempt.worker_pid, name): stats for name, stats in attempt.pools.items()
+            }
+        found: dict[tuple[str, str], PoolStats] = {}
+        for (device, _, name), stats in told.items():
+            found[device, name] = found.get((device, name), PoolStats()) + stats
+        return found
 
     def device(self, uuid: str) -> DeviceRow:
         """The device with that uuid."""
@@ -223,4 +238,6 @@ def _attempt(row: sqlite3.Row, began: float, *, on_host: bool) -> AttemptRow:
         reserved_bytes=row["host_bytes"] if on_host else row["device_bytes"],
         peak_bytes=detail.get("host_peak_bytes" if on_host else "device_peak_bytes"),
         times=detail.get("times", {}),
+        worker_pid=detail.get("worker_pid", 0),
+        pools={name: PoolStats(**figures) for name, figures in detail.get("pools", {}).items()},
     )

@@ -15,6 +15,7 @@ from scheduler.execution.run import run
 from scheduler.execution.status import RunStatus
 from scheduler.host.reservations import Reservations
 from scheduler.images.sources import find_stacks, read_stack
+from scheduler.screens.report.records import read_run
 from scheduler.steps.gaussian import gaussian
 from scheduler.steps.max_projection import max_projection
 from scheduler.steps.rescale_intensity import rescale_intensity
@@ -72,6 +73,9 @@ def test_the_account_of_a_run_agrees_with_its_journal(make_config: MakeConfig) -
     assert {(job.state, job.shape, job.dtype) for job in jobs} == {("done", (3, 31, 37), "uint16")}
     assert all(job.output is not None and Path(job.output).is_file() for job in jobs)
     assert (seen[-1].state, seen[-1].done, seen[-1].running) == ("done", 4, 0)
+    ((where, stats),) = read_run(Path(summary.run_dir)).pools().items()
+    assert where == ("CPU-localhost", "numpy on cpu")
+    assert stats.hits + stats.misses >= 4, "each stack is read into an array of the pool"
 
 
 def test_json_has_the_keys_of_the_contract(make_config: MakeConfig) -> None:

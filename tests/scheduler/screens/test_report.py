@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
+from pools import PoolStats
 from scheduler.config import RunConfig
 from scheduler.execution.journal import Journal
 from scheduler.execution.prepare import find_groups
@@ -397,3 +399,23 @@ def test_page_opens_in_a_browser_without_an_error(run_dir, tmp_path):
     assert not re.findall(r"^.*:(?:ERROR|WARNING|SEVERE):CONSOLE.*$", done.stderr, re.MULTILINE)
     # The figures were drawn: Bokeh replaces each placeholder with its own element.
     assert done.stdout.count('class="bk-Figure"') == 3
+
+
+def test_what_pools_did_is_added_up_over_processes_each_as_it_told_last(tmp_path: Path) -> None:
+    journal = make_journal(tmp_path / "run")
+    for number, (pid, hits, misses) in enumerate([(1, 0, 1), (1, 3, 1), (2, 5, 1)]):
+        job = f"job{number}"
+        journal.add_job(job, output=None, shape=(2, 3, 4), dtype="uint16", at=BEGAN)
+        stats = asdict(PoolStats(hits, misses, bytes_peak=6 * MIB, bytes_trimmed=MIB, refused=1))
+        add_attempt(
+            journal, job, "CPU-1", number, number + 1.0, "done", worker_pid=pid, pools={"numpy on cpu": stats}
+        )
+    journal.end_run(state="done", at=BEGAN + 6)
+    journal.close()
+    assert read_run(tmp_path / "run").pools() == {
+        ("CPU-1", "numpy on cpu"): PoolStats(8, 2, bytes_peak=12 * MIB, bytes_trimmed=2 * MIB, refused=2)
+    }
+    page = page_of(tmp_path / "run")
+    cells = ["cpu", "numpy on cpu", "10", "80 %", "12 MiB", "2 MiB", "2"]
+    row = page.partition("<h2>Pools</h2>")[2].partition("</table>")[0]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", row) == cells
