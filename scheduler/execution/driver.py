@@ -18,7 +18,6 @@ from scheduler.core.events import (
     ResidentEvicted,
     SnapshotTaken,
     Tick,
-    WorkerDied,
 )
 from scheduler.core.instructions import (
     CancelAttempt,
@@ -338,12 +337,7 @@ class Driver(UnderWay):
         held = f"has kept the reservation table for {now - since:.0f} s"
         reason = f"its worker process, held up by a step, {held}"
         self._record.remark(f"worker {process.hello.name} is replaced: {reason}")
-        self._fleet.restart(process)
-        self.crew.devices_changed(reason)
-        keys = list(process.in_flight)
-        hung = self._watchdog.holds_up(keys[0], now) if keys else None
-        for key in keys:
-            self._end(key, WorkerDied(reason, blame=key == hung), None)
+        self._replace_silent(process, reason)
 
     def _pulse(self, pulse: Pulse) -> None:
         now = time.monotonic()

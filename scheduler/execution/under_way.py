@@ -208,14 +208,26 @@ class UnderWay(ABC):
         self._fleet.cancel(key)
 
     def _end_hung(self, key: AttemptKey, reason: str) -> None:
-        """An attempt has had its time: its process ends by it, or by the one that holds it up there."""
+        """An attempt has had its time, and its process ends by it.
+
+        Of several in a process that has fallen silent each may be the one that holds it up, by keeping
+        Python's lock: all of them are tried again, alone.
+        """
         process = self._fleet.process_of(key)
         if process is not None and process.ended_by_us:
             return  # a neighbour has hung; this one is sent elsewhere when the process has gone
-        hung = self._watchdog.holds_up(key, time.monotonic())
-        if hung != key:
-            reason = f"its worker process has fallen silent while it computes; behind it {key[0]} {reason}"
-        self._end_with_restart(hung, TimedOut(reason), reason)
+        now = time.monotonic()
+        if process is None or len(process.in_flight) == 1 or not self._watchdog.fell_silent(key, now):
+            self._end_with_restart(key, TimedOut(reason), reason)
+            return
+        self._replace_silent(process, f"its worker process has fallen silent, and {key[0]} {reason}")
+
+    def _replace_silent(self, process: WorkerProcess, reason: str) -> None:
+        """End a process that can't tell which of its attempts holds it up: each is a suspect."""
+        self._fleet.restart(process)
+        self.crew.devices_changed(reason)
+        for key in list(process.in_flight):
+            self._end(key, WorkerDied(reason), None)
 
     def _look_after_cancelled(self, now: float) -> None:
         """A step that doesn't end though its job was cancelled ends with its worker."""

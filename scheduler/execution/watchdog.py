@@ -8,7 +8,6 @@ from scheduler.execution.messages import Pulse
 STUCK_S = 8.0
 # By less than this a beginning isn't told again: messages take their time.
 LATER_S = 0.1
-COMPUTES = "computes"
 Key = tuple[str, int]
 
 
@@ -75,13 +74,10 @@ class Watchdog:
             if watched.began is None and self._silence(watched, now) >= STUCK_S
         ]
 
-    def holds_up(self, key: Key, now: float) -> Key:
-        """Which attempt keeps `key` from going on, which may be itself: the one that computes, in silence."""
+    def fell_silent(self, key: Key, now: float) -> bool:
+        """Whether nothing is heard of the attempt's process, so that nobody knows what happens there."""
         own = self._watched.get(key)
-        if own is None or own.doing.startswith(COMPUTES) or self._silence(own, now) < STUCK_S:
-            return key
-        beside = (other for other, watched in self._watched.items() if watched.address == own.address)
-        return next((each for each in beside if self._watched[each].doing.startswith(COMPUTES)), key)
+        return own is not None and self._silence(own, now) >= STUCK_S
 
     def stuck(self, now: float) -> dict[str, str]:
         """Why each stuck job is thought to be so, by its id."""
