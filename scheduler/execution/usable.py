@@ -190,6 +190,7 @@ class Planner:
 
     def _try(self, process: WorkerProcess, chain: Chain, names: list[str]) -> dict[str, str]:
         """Why some of the memory types don't work in a process; one that died of them twice is believed."""
+        what = " or ".join(names)
         for attempt in (1, 2):
             try:
                 return dict(
@@ -204,11 +205,9 @@ class Planner:
                 )
             except TimeoutError as error:
                 self._fleet.restart(process)
-                what = " or ".join(names)
                 problem = f"the worker of {process.hello.device.name} hung when it loaded {what}: {error}"
                 return dict.fromkeys(names, problem)
             except OSError as error:
-                what = " or ".join(names)
                 problem = f"the worker of {process.hello.device.name} died by using {what}: {error}"
                 back = self._next_of(process) if attempt == 1 else None
                 if back is None:
