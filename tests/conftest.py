@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Several libraries share a GPU here: JAX and TensorFlow would take most of it at their first use.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -15,6 +16,12 @@ os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 # PoCL's LLVM crashes the process if it is loaded after TensorFlow's; loaded before it works.
 with contextlib.suppress(ImportError):
     import pyclesperanto  # noqa: F401
+
+# The same examples each time: a run that fails says something of the change, and a new example that fails is
+# looked for on purpose, with `--hypothesis-profile explore`.
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.register_profile("explore", derandomize=False, deadline=None, print_blob=True)
+settings.load_profile("suite")
 
 REQUIRED = frozenset(filter(None, os.environ.get("STACKYARD_REQUIRE_BACKENDS", "").split(",")))
 

@@ -187,14 +187,14 @@ class DeviceAccount:
     def window(self) -> int:
         """The most attempts at one time.
 
-        On a CPU one attempt waits for another in the same process: beyond the slots that is for short jobs,
-        and behind short jobs only.
+        On a CPU attempts wait for another in the same process: beyond the slots that is for short jobs, and
+        behind short jobs only.
         """
         if not self.slots:
             return 0
         if not self.cls.is_cpu:
             return self.slots + self.device.prefetch
-        return self.slots + (0 if self.lengthy else min(self.device.prefetch, self.slots))
+        return self.slots + (0 if self.lengthy else self.device.prefetch)
 
     @property
     def for_one(self) -> int:

@@ -152,13 +152,13 @@ class Endings:
         """Cancel attempts that have passed their `timeout_s`, and restart their workers."""
         deadlines = self._state.deadlines
         while deadlines and deadlines[0][0] < now:
-            _, _, attempt, record = heappop(deadlines)
-            placement = record.placement
+            deadline, _, attempt, record = heappop(deadlines)
+            placement, timeout_s = record.placement, record.job.timeout_s
             if placement is None or placement.attempt != attempt or record.began_at is None:
                 continue
-            if record.job.timeout_s is None or record.began_at + record.job.timeout_s >= now:
+            if timeout_s is None or record.began_at + timeout_s != deadline:
                 continue  # it has waited since; a later deadline stands for this one
-            reason = f"runs for {now - record.began_at:.1f} s, and its timeout_s is {record.job.timeout_s:g}"
+            reason = f"runs for {now - record.began_at:.1f} s, and its timeout_s is {timeout_s:g}"
             decision = Decision(Verdict.CANCEL, reason)
             self._placer.out.append(
                 CancelAttempt(placement.job_id, attempt, placement.device, True, decision)

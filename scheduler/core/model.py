@@ -40,7 +40,10 @@ class Device:
     host: str = "localhost"
     headroom_bytes: int = 0
     prefetch: int = 0
-    """Jobs that may be admitted beyond `slots`, to read their input while others compute: a small number."""
+    """Jobs that may be admitted beyond `slots`: a small number.
+
+    On a GPU they read their input while others compute; on a CPU short ones wait in its processes.
+    """
     attempt_host_bytes: int = 0
     """The most host memory that one attempt may take in a worker process of it; 0 is as much as there is."""
 

@@ -10,6 +10,8 @@ from scheduler.core.state import State
 # A job that takes longer gains little by being ready in its worker process when the one before it ends, and
 # whoever waits behind it there would lose.
 SHORT_S = 0.5
+# Of the shortest several are kept ready for each slot of a CPU, as many as take this long.
+READY_S = 1.0
 # So long one device is asked to evict state for a job before others are, and before the CPU takes the job.
 ROOM_S = 10.0
 
@@ -48,11 +50,25 @@ class Placer:
             if account.residents:
                 self._evict_for(account)
             return False
-        group, option, _, _ = choice
-        if account.cls.is_cpu and len(account.running) >= account.slots and not _is_short(group, option):
+        if account.cls.is_cpu and len(account.running) >= account.slots * self._rounds(account, *choice):
             return False
         self._start(account, *choice)
         return True
+
+    def _rounds(self, account: DeviceAccount, group: Group, option: Option, _: bool, why: str) -> int:
+        """How many such jobs a CPU may have for each of its slots, the running one included.
+
+        A job that would rather have a GPU is bound to the CPU no sooner than it must be. Several wait only
+        while memory is plenty, and near the end no process is given what another one could take.
+        """
+        if not _is_short(group, option):
+            return 1
+        if why or group.area > 0.0:
+            return 2
+        in_time = int(READY_S / option.seconds) if option.seconds else account.window
+        with_room = account.free // (2 * account.slots * max(1, option.need))
+        fair = self.state.queued // (2 * self.state.cpu_slots)
+        return 1 + max(1, min(in_time, with_room, fair))
 
     def _start(self, account: DeviceAccount, group: Group, option: Option, alone: bool, why: str) -> None:
         state = self.state
@@ -231,8 +247,15 @@ class Placer:
             idle.append(name)
             for group, option in self._chooser.wants(account, room):
                 own = option.plan.resident
-                # what the job itself needs is worth keeping for it
-                victim = next((each for each in reversed(idle) if own is None or each != own.name), None)
+                # what the job itself needs is worth keeping for it, unless it would set up less
+                victim = next(
+                    (
+                        each
+                        for each in reversed(idle)
+                        if own is None or each != own.name or account.residents[each] > option.resident
+                    ),
+                    None,
+                )
                 if victim is not None and not group.room_is_made(self.state.now, uuid):
                     self._evict(account, victim, group, option, free)
                     return

@@ -65,6 +65,11 @@ class State:
 
     # devices
 
+    @property
+    def cpu_slots(self) -> int:
+        """Slots of all CPUs."""
+        return sum(host.cpu.slots for host in self.hosts.values() if host.cpu is not None)
+
     def add_device(self, device: Device) -> DeviceAccount:
         """Open an account for a new device; the caller queues the groups anew whose options that changes."""
         capacity = device.total_bytes - device.headroom_bytes

@@ -3,14 +3,15 @@
 import contextlib
 import gc
 import os
+import pickle
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from distributed import get_worker
+from distributed import Worker, get_worker
 from numpy.typing import NDArray
 
 from memcore import backend_of
@@ -45,13 +46,38 @@ from scheduler.images.stack import StackSource
 from scheduler.steps.context import StepContext
 
 
-def run_and_tell(task: AttemptTask, topic: str) -> Returned | None:
-    """`run_attempt` as a Dask task that sends its report as an event of `topic` before it ends.
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Attempts that are one Dask task, by (job, number).
+
+    They are pickled one by one: what can't be rebuilt in the worker fails alone. One that carries large
+    arrays isn't, and is by itself.
+    """
+
+    attempts: Mapping[tuple[str, int], AttemptTask | bytes]
+
+
+def run_batch(batch: Batch, topic: str) -> dict[tuple[str, int], Returned]:
+    """Run attempts one after another; each sends its report as an event of `topic` before it ends.
 
     A result stays in its worker until somebody fetches it; where the worker dies before that, Dask runs the
     task again by itself, although its output is in place. So only large arrays that were asked for are one.
     """
     worker = get_worker()
+    results = {}
+    for key, packed in batch.attempts.items():
+        try:
+            task = pickle.loads(packed) if isinstance(packed, bytes) else packed
+            returned = _run_and_tell(worker, task, topic)
+        except Exception as error:  # noqa: BLE001  the others of the batch are not to blame
+            reason = f"the worker can't run the attempt: {type(error).__name__}: {error}"
+            returned = tell_end(worker, topic, key, AttemptReport(Failed(reason), os.getpid()), None)
+        if returned is not None:
+            results[key] = returned
+    return results
+
+
+def _run_and_tell(worker: Worker, task: AttemptTask, topic: str) -> Returned | None:
     state = state_of(worker.id, topic)
     if state is None:
         raise RuntimeError("the worker serves this run no more")

@@ -159,8 +159,9 @@ class Crew:
             self.gone.remove(process)
             self.fleet.remove(process)
             blame = not process.leaving and not process.ended_by_us
+            suspects = process.may_have_begun if blame else frozenset()
             for key in list(process.in_flight):
-                self.end_with(key, process, blame)
+                self.end_with(key, process, key in suspects)
 
     def devices_changed(self, reason: str) -> None:
         """Tell the dispatcher how many attempts each device can take now, and how large ones."""

@@ -203,6 +203,7 @@ class Driver(UnderWay):
             self._take(self._inbox.get(timeout=JUDGEMENT_S if self.crew.gone else TICK_S))
             while True:
                 self._take(self._inbox.get_nowait())
+        self._send()
         now = time.monotonic()
         self.crew.judge(now)
         if now - self._ticked_at >= TICK_S:

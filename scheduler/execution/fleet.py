@@ -10,11 +10,12 @@ from typing import Any
 
 import dask
 from distributed import Client, Future, Scheduler
+from distributed.protocol.pickle import dumps
 
 from scheduler.core.events import Outcome, Refused, WorkerDied
 from scheduler.core.model import Device, DeviceKind, gib
-from scheduler.execution.attempt import run_and_tell
-from scheduler.execution.messages import Hello
+from scheduler.execution.attempt import Batch, run_batch
+from scheduler.execution.messages import SMALL_BYTES, Hello
 from scheduler.execution.task import AttemptTask, named_stacks
 from scheduler.execution.worker_plugin import cancel_here, evict_here, hurry_here, reclaim_here
 from scheduler.images.stack import StackSource
@@ -24,6 +25,8 @@ LARGE_BYTES = 1 << 20
 NEVER = 1 << 60
 # A process that can still hear does so at once.
 HURRY_S = 1.0
+# So many short jobs at most wait in a CPU worker's process for each of its slots.
+READY = 8
 
 
 @dataclass(eq=False, slots=True)
@@ -32,6 +35,10 @@ class WorkerProcess:
 
     Attributes
     ----------
+    in_flight
+        What was given to it, in that order, with the Dask task that each attempt is a part of.
+    outbox
+        Those of them that are still to be sent; pickled, but for what carries large arrays.
     leaving
         Why it gets nothing more, if it doesn't.
     retired
@@ -47,7 +54,8 @@ class WorkerProcess:
     """
 
     hello: Hello
-    in_flight: dict[AttemptKey, Future] = field(default_factory=dict)
+    in_flight: dict[AttemptKey, Future | None] = field(default_factory=dict)
+    outbox: dict[AttemptKey, AttemptTask | bytes] = field(default_factory=dict)
     host_bytes: dict[AttemptKey, int] = field(default_factory=dict)
     leaving: str = ""
     retired: bool = False
@@ -61,9 +69,45 @@ class WorkerProcess:
         """Its Dask address; a process that takes its place has another one."""
         return self.hello.address
 
+    @property
+    def on_cpu(self) -> bool:
+        """True if its attempts run one after another in as many threads as it has slots."""
+        return self.hello.device.kind is DeviceKind.CPU
+
     def holds(self, nbytes: int) -> bool:
         """True if it may take that much host memory in all."""
         return not 0 < self.hello.process_bytes < nbytes
+
+    def holds_beside(self, nbytes: int) -> bool:
+        """The same beside what is in flight here, as far as that can run at the same time."""
+        together = sorted([*self.host_bytes.values(), nbytes], reverse=True)
+        return self.holds(sum(together[: self.hello.slots] if self.on_cpu else together))
+
+    def due(self) -> list[list[AttemptKey]]:
+        """What of the outbox is to be sent now, each part as one Dask task that runs it one after another.
+
+        A task costs more than a very short job. So those that would wait in the process anyhow go together,
+        when no more is left there than one running and one ready attempt for each slot.
+        """
+        apart = [[key] for key, task in self.outbox.items() if not (self.on_cpu and isinstance(task, bytes))]
+        together = [key for key in self.outbox if [key] not in apart]
+        slots = self.hello.slots
+        if len(self.in_flight) - len(self.outbox) > 2 * slots:
+            return apart
+        return apart + [part for lane in range(slots) if (part := together[lane::slots])]
+
+    @property
+    def may_have_begun(self) -> frozenset[AttemptKey]:
+        """The attempts that may run there just now, though the last words of those before may be missing."""
+        if not self.on_cpu:
+            return frozenset(self.in_flight)
+        lanes: dict[int, list[AttemptKey]] = {}
+        for key, future in self.in_flight.items():
+            if future is not None:
+                lanes.setdefault(id(future), []).append(key)
+        slots, order = self.hello.slots, list(lanes.values())
+        running = [key for lane in order[:slots] for key in lane[:2]]
+        return frozenset(running + [lane[0] for lane in order[slots : 2 * slots]])
 
     @property
     def usable(self) -> bool:
@@ -88,6 +132,7 @@ class Fleet:
         self._connection = client.scheduler_comm
         self._processes: dict[str, WorkerProcess] = {}
         self._where: dict[AttemptKey, WorkerProcess] = {}
+        self._to_send: set[WorkerProcess] = set()
         self._lock = threading.Lock()
 
     def add(self, hello: Hello) -> WorkerProcess:
@@ -134,7 +179,7 @@ class Fleet:
         """The devices as they can be used now, by uuid, with the slots of all their processes.
 
         A device none of whose processes may be given work has no slots; a host whose CPU has no process is
-        there for its memory, without slots. A CPU's processes keep a short job ready for each slot.
+        there for its memory, without slots. A CPU's processes keep short jobs ready for each slot.
         """
         found: dict[str, Device] = {}
         slots: dict[str, int] = {}
@@ -152,33 +197,55 @@ class Fleet:
             for uuid, device in found.items()
         }
 
-    def submit_attempt(self, task: AttemptTask, *, device: str) -> Future | Outcome:
-        """Run an attempt on the process of the device that has the least to do; if there is none, say why."""
+    def give(self, task: AttemptTask, *, device: str) -> Outcome | None:
+        """Give an attempt to the process of the device that has the least to do; if there is none, say why.
+
+        `send` has to be called afterwards. What can't be pickled raises.
+        """
         process = self._choose(device, task.host_bytes)
         if not isinstance(process, WorkerProcess):
             return process
+        key = task.job_id, task.number
+        process.outbox[key] = dumps(task) if _is_small(task) else task
+        process.in_flight[key] = None
+        process.host_bytes[key] = task.host_bytes
+        self._where[key] = process
+        self._to_send.add(process)
+        return None
+
+    def send(self) -> list[tuple[WorkerProcess, AttemptKey, Future | Exception]]:
+        """Send what is due: where each attempt went, with its Dask task or the error if it can't go."""
+        sent: list[tuple[WorkerProcess, AttemptKey, Future | Exception]] = []
+        for process in self._to_send:
+            for keys in process.due():
+                batch = Batch({key: process.outbox.pop(key) for key in keys})
+                try:
+                    future = self._submit(process, batch)
+                    process.in_flight.update(dict.fromkeys(keys, future))
+                except Exception as error:  # noqa: BLE001  what one job holds may be what can't be sent
+                    future = error
+                sent += [(process, key, future) for key in keys]
+        self._to_send = {process for process in self._to_send if process.outbox}
+        return sent
+
+    def _submit(self, process: WorkerProcess, batch: Batch) -> Future:
         with contextlib.ExitStack() as quietly:
-            stacks = named_stacks(task.source).values()
-            if sum(stack.nbytes for stack in stacks if not isinstance(stack, StackSource)) >= LARGE_BYTES:
+            if any(isinstance(task, AttemptTask) for task in batch.attempts.values()):
                 # An array is sent with its attempt, and again with the next one: that is meant.
                 quietly.enter_context(
                     dask.config.set({"distributed.admin.large-graph-warning-threshold": NEVER})
                 )
-            future = self.client.submit(
-                run_and_tell,
-                task,
+            job_id, number = next(iter(batch.attempts))
+            return self.client.submit(
+                run_batch,
+                batch,
                 self.topic,
-                key=f"{self.topic}-{task.job_id}-{task.number}",
+                key=f"{self.topic}-{job_id}-{number}",
                 workers=[process.address],
                 allow_other_workers=False,
                 pure=False,
                 retries=0,
             )
-        key = task.job_id, task.number
-        process.in_flight[key] = future
-        process.host_bytes[key] = task.host_bytes
-        self._where[key] = process
-        return future
 
     def _choose(self, device: str, nbytes: int) -> WorkerProcess | Outcome:
         processes = self.processes_of(device)
@@ -193,22 +260,37 @@ class Fleet:
                 f"it needs {gib(nbytes)} of host memory, and no worker process there may take more than "
                 f"{gib(most)}"
             )
-        free = [process for process in able if process.holds(sum(process.host_bytes.values()) + nbytes)]
+        free = [process for process in able if process.holds_beside(nbytes)]
         if not free:
             return Refused(f"no worker process has {gib(nbytes)} of its memory limit left")
         return min(free, key=lambda process: len(process.in_flight) / process.hello.slots)
 
-    def cancel(self, key: AttemptKey) -> None:
-        """Ask for an attempt to end: it isn't begun, or stops before its next step; a message tells which."""
-        process = self.process_of(key)
-        if process is not None:
-            process.in_flight[key].cancel(force=True)
-            self._tell([process], cancel_here, *key, self.topic)
+    def cancel(self, key: AttemptKey) -> bool:
+        """Ask for an attempt to end: it isn't begun, or stops before its next step; a message tells which.
 
-    def ended(self, key: AttemptKey) -> None:
-        """An attempt is over: its process has one less to do."""
+        False if it was never sent: no message will come.
+        """
+        process = self.process_of(key)
+        if process is None or key in process.outbox:
+            return False
+        self._drop(process, key)
+        self._tell([process], cancel_here, *key, self.topic)
+        return True
+
+    @staticmethod
+    def _drop(process: WorkerProcess, key: AttemptKey) -> None:
+        """Have Dask forget the attempt's task, unless others that are in flight are a part of it too."""
+        future = process.in_flight[key]
+        if future is not None and sum(each is future for each in process.in_flight.values()) == 1:
+            future.cancel(force=True)
+
+    def ended(self, key: AttemptKey, *, unheard: bool = False) -> None:
+        """An attempt is over: its process has one less to do. `unheard`: not by the process's own word."""
         process = self._where.pop(key, None)
         if process is not None:
+            if unheard:
+                self._drop(process, key)
+            process.outbox.pop(key, None)
             del process.in_flight[key], process.host_bytes[key]
 
     def process_of(self, key: AttemptKey) -> WorkerProcess | None:
@@ -303,6 +385,14 @@ def close_there(address: str, dask_scheduler: Scheduler) -> None:
 
 def _as_used(device: Device, slots: int, limits: list[int]) -> Device:
     """The device with the slots of its processes, and the largest of their limits if each has one."""
-    prefetch = slots if device.kind is DeviceKind.CPU else device.prefetch
+    prefetch = slots * READY if device.kind is DeviceKind.CPU else device.prefetch
     limit = max(limits) if all(limits) else 0
     return replace(device, slots=slots, prefetch=prefetch, attempt_host_bytes=limit)
+
+
+def _is_small(task: AttemptTask) -> bool:
+    """False if large arrays travel with the attempt, or may come back by its Dask task."""
+    stacks = named_stacks(task.source).values()
+    if task.returns_array and sum(stack.nbytes for stack in stacks) > SMALL_BYTES:
+        return False
+    return sum(stack.nbytes for stack in stacks if not isinstance(stack, StackSource)) < LARGE_BYTES

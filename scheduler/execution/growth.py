@@ -1,5 +1,7 @@
 """A worker process whose memory keeps growing, beyond what its pools hold."""
 
+from collections.abc import Callable
+
 from scheduler.core.model import gib
 
 # A process grows while libraries load and caches fill; a leak grows on.
@@ -22,8 +24,11 @@ class Growth:
         self._rises = 0
         self._least = self._last = 0
 
-    def look(self, unmanaged_bytes: int) -> str:
-        """Take in the figure after an attempt; why the process should be replaced, or "" if it needn't be."""
+    def look(self, unmanaged_bytes: int, *, trimmed: Callable[[], int]) -> str:
+        """Take in the figure after an attempt; why the process should be replaced, or "" if it needn't be.
+
+        `trimmed` gives the figure once free heap memory has gone back to the kernel: that is no leak.
+        """
         self._looks += 1
         if self._looks <= SETTLED_AFTER:
             self._least = self._last = unmanaged_bytes
@@ -32,6 +37,9 @@ class Growth:
         self._least = min(self._least, unmanaged_bytes)
         self._last = unmanaged_bytes
         grown = unmanaged_bytes - self._least
+        if grown > self.allowed_bytes and self._rises >= RISES:
+            self._last = trimmed()
+            grown = self._last - self._least
         if grown <= self.allowed_bytes or self._rises < RISES:
             return ""
         return (

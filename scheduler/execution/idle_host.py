@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pools import PoolSet
 from scheduler.execution.array_files import ArrayFiles
+from scheduler.execution.heap import trim_heap
 from scheduler.execution.residents import Residents
 from scheduler.images.arrays import ArrayFile
 
@@ -58,4 +59,6 @@ class IdleHost:
             given += self._residents.give_up_on_host(nbytes - given, but=[but.state])
         if given < nbytes:
             given += self._files.give_up(nbytes - given, but=but.files)
+        if given < nbytes:
+            trim_heap()  # nobody can say how much that was
         return given

@@ -1,6 +1,5 @@
 """The most memory that an attempt held: of its host as the kernel counts, of its device as libraries do."""
 
-import ctypes
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from memcore.memory_type import GpuId
 from pools import PoolSet
 from pools.oom import loaded_backends
 from scheduler.core.model import Device, DeviceKind
+from scheduler.execution.heap import trim_heap
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
@@ -42,7 +42,7 @@ class HostPeak:
         first, and `idle_bytes`, resident in pools, count as not there yet.
         """
         gc.collect()
-        if not _trim_heap():
+        if not trim_heap():
             return
         try:
             CLEAR_REFS.write_text(RESET_PEAK_RSS)
@@ -128,12 +128,3 @@ class DevicePeak:
                 continue  # a build for CPUs: it has nothing there
             if not backend.in_host_memory(place):
                 yield backend, place
-
-
-def _trim_heap() -> bool:
-    """Give free heap memory back to the kernel; False where that can't be asked (malloc_trim(3), glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is None:
-        return False
-    trim(0)
-    return True

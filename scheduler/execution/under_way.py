@@ -40,11 +40,11 @@ class Fetched:
 
 @dataclass(slots=True)
 class Attempt:
-    """An attempt in a worker, as the driver follows it."""
+    """An attempt in a worker, as the driver follows it; `future` is None until it is sent."""
 
     placement: Placement
-    future: Future
     returns_array: bool
+    future: Future | None = None
     done: bool = False
     killed: bool = False
     finished_at: float | None = None
@@ -91,22 +91,30 @@ class UnderWay(ABC):
         if placement.job_id in self._cut_short and task.output is not None:
             # What is in the places of its output can only be an earlier attempt's.
             task = replace(task, output=replace(task.output, overwrite=True))
-        future = self._sent(task, placement.device)
-        if isinstance(future, Outcome):
-            why_not = future
+        try:
+            why_not = self._fleet.give(task, device=placement.device)
+        except Exception as error:  # noqa: BLE001  what one job holds may be what can't be sent
+            why_not = self._unsent(error)
+        if why_not is not None:
             self._inbox.put(lambda: self._conclude(placement, why_not, None))
             return
-        self._attempts[key] = Attempt(placement, future, task.returns_array)
-        process = self._fleet.process_of(key)
-        assert process is not None
-        self._watchdog.submitted(key, process.address, time.monotonic())
+        self._attempts[key] = Attempt(placement, task.returns_array)
 
-    def _sent(self, task: AttemptTask, device: str) -> Future | Outcome:
-        try:
-            return self._fleet.submit_attempt(task, device=device)
-        except Exception as error:  # noqa: BLE001  what one job holds may be what can't be sent
-            reason = f"the attempt can't be sent: {type(error).__name__}: {error}"
-            return Failed(reason) if self._fleet.connected else WorkerDied(reason, blame=False)
+    def _unsent(self, error: Exception) -> Outcome:
+        reason = f"the attempt can't be sent: {type(error).__name__}: {error}"
+        return Failed(reason) if self._fleet.connected else WorkerDied(reason, blame=False)
+
+    def _send(self) -> None:
+        """Send what was started meanwhile."""
+        failed: list[tuple[AttemptKey, Exception]] = []
+        for process, key, future in self._fleet.send():
+            if isinstance(future, Exception):
+                failed.append((key, future))
+            else:
+                self._attempts[key].future = future
+                self._watchdog.submitted(key, process.address, time.monotonic())
+        for key, error in failed:
+            self._end(key, self._unsent(error), None)
 
     def _look_after_tasks(self, now: float) -> None:
         """The report tells how an attempt ended; this is for tasks that could not even be run.
@@ -115,6 +123,8 @@ class UnderWay(ABC):
         """
         for key, attempt in list(self._attempts.items()):
             future = attempt.future
+            if future is None:
+                continue
             if future.status == "finished" and not attempt.done:
                 attempt.finished_at = attempt.finished_at or now
                 if now - attempt.finished_at >= UNTOLD_S:
@@ -144,13 +154,14 @@ class UnderWay(ABC):
             self._hold_for_disk(report.disk_full)
         if isinstance(report.outcome, Done) and attempt.returns_array and returned is None:
             attempt.done = True
+            assert attempt.future is not None
             self._fetcher.submit(self._fetch, key, report, attempt.future)
             return
         self._end(key, report.outcome, report, returned and returned.aligned())
 
     def _fetch(self, key: AttemptKey, report: AttemptReport, future: Future) -> None:
         try:
-            returned: Returned = future.result()
+            returned: Returned = future.result()[key]
             self._inbox.put(Fetched(key, report, returned.aligned(), None))
         except Exception as error:  # noqa: BLE001  told to the driver's thread
             self._inbox.put(Fetched(key, report, None, error))
@@ -175,7 +186,7 @@ class UnderWay(ABC):
             return
         self._watchdog.ended(key)
         process = self._fleet.process_of(key)
-        self._fleet.ended(key)
+        self._fleet.ended(key, unheard=report is None)
         if report is None or report.began_to_write:
             # The worker may have died after the output was in place and before that was told.
             self._cut_short.add(key[0])
@@ -205,7 +216,8 @@ class UnderWay(ABC):
             return
         attempt.cancelled_at = time.monotonic()
         attempt.reason = reason
-        self._fleet.cancel(key)
+        if not self._fleet.cancel(key):
+            self._end(key, Cancelled(reason), None)
 
     def _end_hung(self, key: AttemptKey, reason: str) -> None:
         """An attempt has had its time, and its process ends by it.
@@ -223,11 +235,12 @@ class UnderWay(ABC):
         self._replace_silent(process, f"its worker process has fallen silent, and {key[0]} {reason}")
 
     def _replace_silent(self, process: WorkerProcess, reason: str) -> None:
-        """End a process that can't tell which of its attempts holds it up: each is a suspect."""
+        """End a process that can't tell which of its attempts holds it up: each that may is a suspect."""
+        suspects = process.may_have_begun
         self._fleet.restart(process)
         self.crew.devices_changed(reason)
         for key in list(process.in_flight):
-            self._end(key, WorkerDied(reason), None)
+            self._end(key, WorkerDied(reason, blame=key in suspects), None)
 
     def _look_after_cancelled(self, now: float) -> None:
         """A step that doesn't end though its job was cancelled ends with its worker."""
@@ -255,5 +268,4 @@ class UnderWay(ABC):
             outcome = WorkerDied()
         else:
             outcome = WorkerDied(process.leaving or "its worker process has gone", blame=False)
-        attempt.future.cancel(force=True)
         self._end(key, outcome, None)

@@ -18,6 +18,7 @@ from scheduler.core.model import Device, DeviceKind, DeviceSnapshot
 from scheduler.execution.activity import Attempts
 from scheduler.execution.array_files import ArrayFiles
 from scheduler.execution.growth import Growth
+from scheduler.execution.heap import trim_heap
 from scheduler.execution.holding import Holding, RefusedError
 from scheduler.execution.idle_host import NOTHING, IdleHost, OwnIdle
 from scheduler.execution.residents import Residents
@@ -370,7 +371,12 @@ class WorkerState:
             return ""
         # As it was told at the end of the attempt, a moment ago: asking costs as much as a small step.
         resident, idle = self.held_on_host
-        return self._growth.look(resident - idle)
+        return self._growth.look(resident - idle, trimmed=self._unmanaged_when_trimmed)
+
+    def _unmanaged_when_trimmed(self) -> int:
+        trim_heap()
+        resident, idle = self.held()[self.host.uuid]
+        return resident - idle
 
     def measures(self, kind: str) -> bool:
         """True for the first attempts of a kind: measuring costs fresh memory, and soon tells no news."""

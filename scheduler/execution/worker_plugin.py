@@ -18,6 +18,7 @@ from scheduler.core.model import Device, DeviceKind, DeviceSnapshot
 from scheduler.execution.capture import redirect_worker_output, restore_output, route_attempts_output
 from scheduler.execution.departure import drain_on_signals, ignore_signals
 from scheduler.execution.environment import DEVICE_VARIABLE, LEAVE_VARIABLE
+from scheduler.execution.heap import keep_freed_memory
 from scheduler.execution.messages import Ended, Evicted, Hello, Leaving, Left, Pulse, Readings, packed, tell
 from scheduler.execution.metrics import withdraw
 from scheduler.execution.run_settings import WorkerSettings
@@ -55,6 +56,8 @@ class StackyardWorker(WorkerPlugin):  # type: ignore[misc]  # distributed's type
     def setup(self, worker: Worker) -> None:
         """Bind the process to its device, and say hello."""
         settings = self.settings
+        if worker.nanny is not None:  # else it may be the process of a user's own program
+            keep_freed_memory()
         if settings.devices:
             hello, state = self._ours(worker)
         else:

@@ -232,7 +232,8 @@ class DispatcherMachine(RuleBasedStateMachine):
             placement = self.some_running(data)
             event = AttemptBegan(self.forward(0.1), placement.job_id, placement.attempt + stale, elapsed_s)
             if not stale:
-                self.began.setdefault(placement.job_id, self.now - elapsed_s)
+                began = self.now - elapsed_s
+                self.began[placement.job_id] = max(began, self.began.get(placement.job_id, began))
             self.tell(event)
 
     @rule(data=st.data())
@@ -354,5 +355,5 @@ class DispatcherMachine(RuleBasedStateMachine):
 
 TestDispatcher = DispatcherMachine.TestCase
 TestDispatcher.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

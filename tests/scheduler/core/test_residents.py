@@ -175,6 +175,20 @@ def test_what_the_waiting_job_itself_needs_stays():
         assert world.running["l"].resident_bytes == 0
 
 
+def test_its_own_state_goes_if_it_would_set_up_less_and_fit_then():
+    """Steps may share a name and not a size: what another kind left is larger than this job's own."""
+    world = World(gpu(total=8))
+    tight = on_gpu(7, name="tight", resident=resident(nbytes=1))
+    world.measure(tight, kind="tight")
+    answer(world)
+    world.measure(on_gpu(1, resident=resident(nbytes=2)))
+    world.instructions.clear()
+    world.add(*jobs(1, tight, kind="t", family="tight"))
+    assert evicted(world) == [("g0", "weights")]
+    answer(world)
+    assert world.running["t0"].resident_bytes == GIB
+
+
 def test_one_job_has_state_evicted_on_one_device_only():
     world = warm_everywhere()
     world.add(*big())

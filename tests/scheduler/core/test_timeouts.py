@@ -67,6 +67,13 @@ def test_seconds_that_it_has_waited_meanwhile_do_not_count():
     assert cancel.decision.reason == "runs for 30.5 s, and its timeout_s is 30"
 
 
+def test_with_both_deadlines_over_at_once_it_is_stopped_once():
+    world = limited()
+    began(world, 10.0)
+    began(world, 10.2)
+    assert [type(each) for each in world.tell(Tick(60.0))] == [CancelAttempt]
+
+
 def test_a_report_of_another_attempt_or_job_is_ignored():
     world = limited()
     began(world, 1.0, attempt=2)
