@@ -194,7 +194,7 @@ class DeviceAccount:
             return 0
         if not self.cls.is_cpu:
             return self.slots + self.device.prefetch
-        return self.slots + (0 if self.lengthy else self.device.prefetch)
+        return self.slots + (0 if self.lengthy else self.slots * self.device.prefetch // self.device.slots)
 
     @property
     def for_one(self) -> int:

@@ -11,7 +11,7 @@ from scheduler.core.state import State
 # whoever waits behind it there would lose.
 SHORT_S = 0.5
 # Of the shortest several are kept ready for each slot of a CPU, as many as take this long.
-READY_S = 1.0
+READY_S = 0.8
 # So long one device is asked to evict state for a job before others are, and before the CPU takes the job.
 ROOM_S = 10.0
 
@@ -63,11 +63,13 @@ class Placer:
         """
         if not _is_short(group, option):
             return 1
+        if 2 * option.need > account.process_limit:
+            return 1
         if why or group.area > 0.0:
             return 2
         in_time = int(READY_S / option.seconds) if option.seconds else account.window
         with_room = account.free // (2 * account.slots * max(1, option.need))
-        fair = self.state.queued // (2 * self.state.cpu_slots)
+        fair = self.state.queued // self.state.cpu_slots
         return 1 + max(1, min(in_time, with_room, fair))
 
     def _start(self, account: DeviceAccount, group: Group, option: Option, alone: bool, why: str) -> None:

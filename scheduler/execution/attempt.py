@@ -3,15 +3,13 @@
 import contextlib
 import gc
 import os
-import pickle
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from distributed import Worker, get_worker
 from numpy.typing import NDArray
 
 from memcore import backend_of
@@ -25,10 +23,9 @@ from scheduler.execution.chain import ChainStep, run_chain_in_blocks, run_named_
 from scheduler.execution.failures import failure_key, no_room, of_device, why_broken
 from scheduler.execution.holding import Holding, RefusedError
 from scheduler.execution.idle_host import OwnIdle
-from scheduler.execution.messages import Released, tell, tell_end
 from scheduler.execution.peaks import DevicePeak, HostPeak
 from scheduler.execution.residents import chain_state
-from scheduler.execution.runs_here import current_worker, state_of, working_for
+from scheduler.execution.runs_here import current_worker
 from scheduler.execution.step_call import StepTable
 from scheduler.execution.task import (
     AttemptReport,
@@ -45,55 +42,8 @@ from scheduler.images.sources import read_stack
 from scheduler.images.stack import StackSource
 from scheduler.steps.context import StepContext
 
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Attempts that are one Dask task, by (job, number).
-
-    They are pickled one by one: what can't be rebuilt in the worker fails alone. One that carries large
-    arrays isn't, and is by itself.
-    """
-
-    attempts: Mapping[tuple[str, int], AttemptTask | bytes]
-
-
-def run_batch(batch: Batch, topic: str) -> dict[tuple[str, int], Returned]:
-    """Run attempts one after another; each sends its report as an event of `topic` before it ends.
-
-    A result stays in its worker until somebody fetches it; where the worker dies before that, Dask runs the
-    task again by itself, although its output is in place. So only large arrays that were asked for are one.
-    """
-    worker = get_worker()
-    results = {}
-    for key, packed in batch.attempts.items():
-        try:
-            task = pickle.loads(packed) if isinstance(packed, bytes) else packed
-            returned = _run_and_tell(worker, task, topic)
-        except Exception as error:  # noqa: BLE001  the others of the batch are not to blame
-            reason = f"the worker can't run the attempt: {type(error).__name__}: {error}"
-            returned = tell_end(worker, topic, key, AttemptReport(Failed(reason), os.getpid()), None)
-        if returned is not None:
-            results[key] = returned
-    return results
-
-
-def _run_and_tell(worker: Worker, task: AttemptTask, topic: str) -> Returned | None:
-    state = state_of(worker.id, topic)
-    if state is None:
-        raise RuntimeError("the worker serves this run no more")
-
-    def released() -> None:
-        tell(worker, topic, Released(task.job_id, task.number))
-
-    with working_for(state), state.attempts.present(task.job_id, task.number) as admitted:
-        if admitted:
-            report, returned = run_attempt(task, on_release=released)
-        else:
-            report, returned = (
-                AttemptReport(WorkerDied(state.attempts.leaving, blame=False), os.getpid()),
-                None,
-            )
-        return tell_end(worker, topic, (task.job_id, task.number), report, returned)
+# A thread that was let in waits for Python's lock as long as this one keeps it.
+HAND_OVER_S = 50e-6
 
 
 def run_attempt(
@@ -329,6 +279,8 @@ def _compute(
                 _look_if_broken(state, task, course)
                 raise
             course.on_device.append((began, time.time()))
+        if state.attempts.count > 1:
+            time.sleep(HAND_OVER_S)
         if last and state.on_gpu:
             holding.release_device()
             course.on_release()

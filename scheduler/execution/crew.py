@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from scheduler.core.events import Event, WorkerJoined, WorkerLost
 from scheduler.core.model import Device, DeviceKind
-from scheduler.execution.fleet import AttemptKey, Fleet, WorkerProcess
+from scheduler.execution.fleet import Fleet
 from scheduler.execution.messages import Hello, Leaving, Unfit
 from scheduler.execution.record import JournalRecord
+from scheduler.execution.task import AttemptKey
+from scheduler.execution.worker_process import WorkerProcess
 
 # A nanny's word on the end of its process may overtake the process's own last words.
 JUDGEMENT_S = 0.1

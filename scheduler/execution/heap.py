@@ -13,10 +13,11 @@ _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_
 
 
 def keep_freed_memory() -> bool:
-    """Have the heap of this process keep up to 64 MiB of what is freed: the next step takes it without faults.
+    """Have the heap of this process keep up to 64 MiB of what is freed, for the next step to take.
 
-    Arrays of up to 32 MiB come from one heap for all threads; a larger one has pages of its own. False where
-    somebody has chosen otherwise in the environment, or the C library isn't glibc.
+    A fresh page costs a fault and is cleared first. Arrays of up to 32 MiB come from one heap for all
+    threads; a larger one has pages of its own. False where somebody has chosen otherwise in the environment,
+    or the C library isn't glibc.
     """
     chosen = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     if chosen not in ({}, {"MALLOC_TRIM_THRESHOLD_": DASKS_TRIM_THRESHOLD}):
@@ -25,7 +26,8 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     options = {_ARENA_MAX: 1, _MMAP_THRESHOLD: LARGEST_ON_HEAP, _TRIM_THRESHOLD: KEPT_BYTES}
-    return all([mallopt(option, value) == 1 for option, value in options.items()])
+    answers = [mallopt(option, value) for option, value in options.items()]
+    return answers == [1] * len(options)
 
 
 def trim_heap() -> bool:

@@ -35,7 +35,7 @@ STATUS_S = 1.0
 VIEW_S = 0.25
 MEMORY_S = 1.0
 # How much may be found out again by `resume` after a kill: a commit waits for the disk.
-COMMIT_S = 0.1
+COMMIT_S = 0.25
 SHOWN_WAITING = 3
 
 

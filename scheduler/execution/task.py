@@ -19,6 +19,8 @@ from scheduler.steps.resolve import StepSpec
 
 Stack = StackSource | NDArray[Any]
 Source = Stack | Mapping[str, Stack]
+AttemptKey = tuple[str, int]
+"""The job's id and the attempt's number."""
 
 
 def named_stacks(source: Source) -> Mapping[str, Stack]:

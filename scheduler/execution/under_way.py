@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from distributed import Future
@@ -15,10 +16,11 @@ from distributed.scheduler import KilledWorker
 from scheduler.core.events import AttemptEnded, Cancelled, Done, Event, Failed, Outcome, TimedOut, WorkerDied
 from scheduler.core.model import DeviceKind, Placement
 from scheduler.execution.crew import ClusterTerms, Crew
-from scheduler.execution.fleet import AttemptKey, Fleet, WorkerProcess
+from scheduler.execution.fleet import Fleet
 from scheduler.execution.record import JournalRecord
-from scheduler.execution.task import AttemptReport, AttemptTask, Returned
+from scheduler.execution.task import AttemptKey, AttemptReport, AttemptTask, Returned
 from scheduler.execution.watchdog import Watchdog
+from scheduler.execution.worker_process import WorkerProcess
 
 STOP_GRACE_S = 10.0
 LOST_ARRAY = "its worker has gone with its array"
@@ -96,7 +98,7 @@ class UnderWay(ABC):
         except Exception as error:  # noqa: BLE001  what one job holds may be what can't be sent
             why_not = self._unsent(error)
         if why_not is not None:
-            self._inbox.put(lambda: self._conclude(placement, why_not, None))
+            self._inbox.put(partial(self._conclude, placement, why_not, None))
             return
         self._attempts[key] = Attempt(placement, task.returns_array)
 
@@ -106,15 +108,13 @@ class UnderWay(ABC):
 
     def _send(self) -> None:
         """Send what was started meanwhile."""
-        failed: list[tuple[AttemptKey, Exception]] = []
         for process, key, future in self._fleet.send():
             if isinstance(future, Exception):
-                failed.append((key, future))
+                why_not = self._unsent(future)
+                self._inbox.put(partial(self._end, key, why_not, None))
             else:
                 self._attempts[key].future = future
                 self._watchdog.submitted(key, process.address, time.monotonic())
-        for key, error in failed:
-            self._end(key, self._unsent(error), None)
 
     def _look_after_tasks(self, now: float) -> None:
         """The report tells how an attempt ended; this is for tasks that could not even be run.

@@ -8,10 +8,11 @@ from distributed import Worker
 
 from memcore import BackendUnavailableError, MemoryType, backend_of
 from scheduler.core.model import DeviceKind, JobPlan
-from scheduler.execution.fleet import Fleet, WorkerProcess
+from scheduler.execution.fleet import Fleet
 from scheduler.execution.jobs import Chain, Forms
 from scheduler.execution.plans import named_job_plans, step_types
 from scheduler.execution.runs_here import state_of
+from scheduler.execution.worker_process import WorkerProcess
 from scheduler.steps.errors import StepError
 from scheduler.steps.resolve import StepSpec
 

@@ -38,8 +38,7 @@ HOST_HEADROOM = 512 << 20
 # How far a process may grow beyond its pools before it is replaced: this, or a share of the host's memory.
 GROWTH_BYTES = 256 << 20
 GROWTH_SHARE = 0.125
-# Resident memory is never quite still: by less than this it isn't reported anew.
-NOTICEABLE_BYTES = 1 << 20
+NOTICEABLE_BYTES = 1 << 20  # resident memory is never quite still: less isn't reported anew
 
 
 class WorkerState:
@@ -327,13 +326,11 @@ class WorkerState:
         """What other runs have here: the table knows one figure for each process."""
         return [state for state in states_here() if state is not self]
 
-    def _idle_on_host(self) -> int:
-        return sum(state.idle_host.nbytes for state in (self, *self._others()))
-
     def held(self) -> dict[str, tuple[int, int]]:
         """(held, reclaimable) bytes of this process, by device."""
         resident = self._process.memory_info().rss
-        self.held_on_host = resident, min(resident, self._idle_on_host())
+        idle = sum(state.idle_host.nbytes for state in (self, *self._others()))
+        self.held_on_host = resident, min(resident, idle)
         found = {self.host.uuid: self.held_on_host}
         if self.device.kind is DeviceKind.CUDA:
             memory = self.pools.memory(0)
@@ -371,9 +368,9 @@ class WorkerState:
             return ""
         # As it was told at the end of the attempt, a moment ago: asking costs as much as a small step.
         resident, idle = self.held_on_host
-        return self._growth.look(resident - idle, trimmed=self._unmanaged_when_trimmed)
+        return self._growth.look(resident - idle, trimmed=self._trimmed_host)
 
-    def _unmanaged_when_trimmed(self) -> int:
+    def _trimmed_host(self) -> int:
         trim_heap()
         resident, idle = self.held()[self.host.uuid]
         return resident - idle
@@ -383,6 +380,10 @@ class WorkerState:
         with self._lock:
             self._measured[kind] += 1
             return self._measured[kind] <= MEASURED_ATTEMPTS
+
+    def would_measure(self, kind: str) -> bool:
+        """True if the next attempt of the kind is to be measured, which has to be alone for that."""
+        return self._measured[kind] < MEASURED_ATTEMPTS
 
     def close(self) -> None:
         """Tear the steps down and give the pools back."""

@@ -11,8 +11,8 @@ import pytest
 
 from scheduler.core.events import AttemptBegan, DeviceReleased, WorkerDied, WorkerLost
 from scheduler.core.instructions import Start
-from scheduler.core.placing import SHORT_S
-from tests.scheduler.core.build import World, cpu, gpu, jobs, on_cpu, on_gpu
+from scheduler.core.placing import READY_S, SHORT_S
+from tests.scheduler.core.build import GIB, World, cpu, gpu, jobs, on_cpu, on_gpu
 
 PART_S = 1.0
 
@@ -137,6 +137,46 @@ def test_a_long_job_starts_on_an_empty_process_only():
     assert world.reason("k60.00") == "cpu is busy with 2 of 4 jobs"
     world.end("k0.12")
     assert "k60.00" in world.running
+
+
+def many_ready(cost, *, need=0.1, prefetch=16, total=64):
+    """Two processes that may keep eight jobs ready each, and how many of 100 such jobs are given to them."""
+    world = World(replace(cpu(slots=2, total=total), prefetch=prefetch))
+    world.measure(on_cpu(need, cost=cost), kind="k")
+    world.add(*jobs(100, on_cpu(need, cost=cost), kind="k"))
+    return world
+
+
+@pytest.mark.parametrize(("cost", "rounds"), [(SHORT_S, 2), (READY_S / 3.5, 4), (READY_S / 100, 9)])
+def test_the_shorter_the_jobs_the_more_are_ready(cost, rounds):
+    assert len(many_ready(cost).running) == 2 * rounds
+
+
+def test_near_the_end_no_process_is_given_more_than_its_share():
+    world = many_ready(0.001)
+    widest = {}
+    while world.running:
+        waiting = world.dispatcher.queued
+        widest[waiting] = max(widest.get(waiting, 0), len(world.running))
+        world.end(min(world.running))
+    assert widest[20] == 18
+    for waiting in range(1, 16):
+        assert widest[waiting] <= 2 * (1 + max(1, (waiting + 1) // 2))
+
+
+def test_only_as_many_are_ready_as_leave_half_of_the_memory_free():
+    world = many_ready(0.001, need=2.0)
+    (placement, *_) = world.running.values()
+    left = 64 * GIB - len(world.running) * placement.host_bytes
+    assert 4 < len(world.running) < 18
+    assert left >= 16 * GIB
+
+
+def test_two_that_are_too_large_for_one_process_dont_wait_behind_one_another():
+    world = World(replace(cpu(slots=2, total=64), prefetch=16, attempt_host_bytes=3 * GIB))
+    world.measure(on_cpu(1.8, cost=0.001), kind="k")
+    world.add(*jobs(100, on_cpu(1.8, cost=0.001), kind="k"))
+    assert len(world.running) == 2
 
 
 def test_nothing_waits_behind_a_job_that_may_have_ended_its_worker():

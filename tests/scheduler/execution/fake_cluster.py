@@ -1,5 +1,6 @@
 """A Dask cluster for the driver whose workers do what a test says: no processes, no clock, one thread."""
 
+import pickle
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from scheduler.core.events import Done, Outcome
 from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import Device, DeviceKind, DeviceSnapshot, Footprint, Job, JobPlan, Placement
 from scheduler.core.policy import Policy
+from scheduler.execution.batch import Batch
 from scheduler.execution.crew import ClusterTerms
 from scheduler.execution.driver import Driver, TakeSnapshots, nobody
 from scheduler.execution.fleet import Fleet
@@ -28,10 +30,11 @@ TOPIC = "topic"
 
 
 class FakeFuture:
-    """An attempt in a worker, and the Dask future of it."""
+    """A Dask task in a worker, and the attempts that are a part of it; `task` is the first one."""
 
-    def __init__(self, task: AttemptTask, address: str) -> None:
-        self.task = task
+    def __init__(self, tasks: Sequence[AttemptTask], address: str) -> None:
+        self.tasks = tasks
+        self.task = tasks[0]
         self.address = address
         self.status = "pending"
         self.cancelled = False
@@ -61,7 +64,7 @@ class FakeFuture:
     def result(self) -> Any:
         if isinstance(self.array, BaseException):
             raise self.array
-        return self.array
+        return {(self.task.job_id, self.task.number): self.array}
 
     def cancel(self, force: bool = False) -> None:
         self.cancelled = True
@@ -82,9 +85,11 @@ class FakeClient:
         self.ended = threading.Event()
         """Set when a worker process was restarted or let go, which happens in a thread of its own."""
 
-    def submit(self, function: Any, task: AttemptTask, topic: str, **terms: Any) -> FakeFuture:
+    def submit(self, function: Any, batch: Batch, topic: str, **terms: Any) -> FakeFuture:
         (address,) = terms["workers"]
-        future = FakeFuture(task, address)
+        packed = batch.attempts.values()
+        tasks = [pickle.loads(each) if isinstance(each, bytes) else each for each in packed]
+        future = FakeFuture(tasks, address)
         self.futures.append(future)
         self.submitted.append(terms)
         self.work(future)
@@ -210,13 +215,20 @@ class World:
         self.driver.hear(Left(address, address, expected))
 
     def end(
-        self, future: FakeFuture, outcome: Outcome | None = None, *, returned: Any = None, **report: Any
+        self,
+        future: FakeFuture,
+        outcome: Outcome | None = None,
+        *,
+        task: AttemptTask | None = None,
+        returned: Any = None,
+        **report: Any,
     ) -> None:
-        """The worker tells how an attempt ended; what it returned goes with the news."""
+        """The worker tells how an attempt, or that `task`, ended; what it returned goes with the news."""
+        task = task or future.task
         outcome = outcome or Done()
         report.setdefault("began_to_write", isinstance(outcome, Done))
         told = AttemptReport(outcome, worker_pid=1, **report)
-        self.driver.hear(Ended(future.task.job_id, future.task.number, told, returned))
+        self.driver.hear(Ended(task.job_id, task.number, told, returned))
 
     def run(self, *jobs: Job) -> str:
         """Run the jobs to their end; returns the state of the run."""

@@ -21,8 +21,10 @@ from pools.virtual import VirtualDeviceMemory
 from scheduler.core.events import Cancelled, Done, Failed, OutOfMemory, Refused, WorkerDied
 from scheduler.core.model import Device, DeviceKind
 from scheduler.execution import attempt as attempt_module
+from scheduler.execution import batch as batch_module
 from scheduler.execution import writing
-from scheduler.execution.attempt import run_and_tell, run_attempt
+from scheduler.execution.attempt import run_attempt
+from scheduler.execution.batch import Batch, run_batch
 from scheduler.execution.failures import of_device, why_broken
 from scheduler.execution.messages import Ended, Released, heard
 from scheduler.execution.run_settings import WorkerSettings
@@ -313,14 +315,18 @@ def told(state: WorkerState, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[A
     worker = SimpleNamespace(
         id="w1", log_event=lambda topic, event: messages.append((topic, heard((0.0, event))))
     )
-    monkeypatch.setattr(attempt_module, "get_worker", lambda: worker)
+    monkeypatch.setattr(batch_module, "get_worker", lambda: worker)
     set_worker("w1", state)
     yield messages
     unset_worker("w1", TOPIC)
 
 
+def run_alone(task: AttemptTask, topic: str = TOPIC) -> object:
+    return run_batch(Batch({(task.job_id, task.number): task}), topic)
+
+
 def test_the_end_is_told_in_the_runs_topic(told: list[Any], make_task: MakeTask) -> None:
-    assert run_and_tell(make_task(), TOPIC) is None
+    assert run_alone(make_task()) == {}
     ((topic, ended),) = told
     assert topic == TOPIC
     assert isinstance(ended, Ended)
@@ -336,8 +342,8 @@ def test_the_end_is_told_before_nobody_is_here_any_more(
     def look(*_: Any) -> None:
         here.append(not state.attempts.wait_for_none(0.0))
 
-    monkeypatch.setattr(attempt_module, "tell_end", look)
-    run_and_tell(make_task(), TOPIC)
+    monkeypatch.setattr(batch_module, "tell_end", look)
+    run_alone(make_task())
     assert here == [True]
     assert state.attempts.wait_for_none(0.0)
 
@@ -346,7 +352,7 @@ def test_a_worker_that_leaves_begins_nothing_and_blames_nobody(
     told: list[Any], state: WorkerState, make_task: MakeTask, tmp_path: Path
 ) -> None:
     state.attempts.leave("preempted")
-    assert run_and_tell(make_task(), TOPIC) is None
+    assert run_alone(make_task()) == {}
     ((_, ended),) = told
     assert isinstance(ended.report, AttemptReport)
     assert ended.report.outcome == WorkerDied("preempted", blame=False)
@@ -355,7 +361,7 @@ def test_a_worker_that_leaves_begins_nothing_and_blames_nobody(
 
 def test_a_worker_of_another_run_takes_nothing(told: list[Any], make_task: MakeTask) -> None:
     with pytest.raises(RuntimeError, match="serves this run no more"):
-        run_and_tell(make_task(), "another topic")
+        run_alone(make_task(), "another topic")
     assert told == []
 
 
@@ -371,7 +377,7 @@ def test_a_device_is_given_back_and_that_is_told_before_the_output_is_written(
 
     monkeypatch.setattr(writing, "write_stack", look)
     charged = "assert current_worker().virtual_memory().charges(); return stack"
-    run_and_tell(make_task(charged, "torch", device_bytes=100), TOPIC)
+    run_alone(make_task(charged, "torch", device_bytes=100))
     assert seen == [[], ["a"], [Released]]
     assert [type(message) for _, message in told] == [Released, Ended]
     assert reserved(HOST) == []

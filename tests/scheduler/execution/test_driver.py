@@ -800,7 +800,14 @@ def test_a_probe_that_fails_now_and_then_is_asked_again(monkeypatch: pytest.Monk
 
 def test_a_probe_that_stays_silent_ends_the_run_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver_module, "SILENCE_S", -1.0)
-    world = World(nothing, take_snapshots=readings(OSError("gone for good")))
+    monkeypatch.setattr(driver_module, "SNAPSHOT_S", 0.001)
+
+    def take() -> Iterator[DeviceSnapshot]:
+        if world.futures:
+            raise OSError("gone for good")
+        yield DeviceSnapshot(CPU.uuid, CPU.total_bytes, 0)
+
+    world = World(nothing, take_snapshots=take)
     world.join("w1")
     with pytest.raises(OSError, match="gone for good"):
         world.run(job("a"))

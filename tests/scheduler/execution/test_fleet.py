@@ -10,7 +10,7 @@ import pytest
 
 from scheduler.core.events import Refused
 from scheduler.core.model import Device, DeviceKind
-from scheduler.execution.fleet import Fleet
+from scheduler.execution.fleet import READY, Fleet
 from scheduler.execution.jobs import Chain
 from scheduler.execution.messages import Hello
 from scheduler.execution.task import AttemptTask
@@ -55,12 +55,12 @@ def task(number: int) -> AttemptTask:
     return AttemptTask(f"j{number}", "k", 1, np.zeros((1, 1, 1), np.uint8), (), (), 0, 0, None)
 
 
-def test_a_cpus_processes_keep_one_job_ready_for_each_slot() -> None:
+def test_a_cpus_processes_keep_jobs_ready_for_each_slot() -> None:
     fleet = Fleet(Client(), "topic")
     fleet.add(hello("a", slots=3))
     fleet.add(hello("b", slots=1))
     device = fleet.devices()["C"]
-    assert (device.slots, device.prefetch) == (4, 4)
+    assert (device.slots, device.prefetch) == (4, 4 * READY)
 
 
 def test_an_attempt_may_take_what_the_most_generous_process_gives() -> None:
@@ -77,11 +77,12 @@ def test_a_process_too_small_for_an_attempt_refuses_it() -> None:
     client = Client()
     fleet = Fleet(client, "topic")
     fleet.add(replace(hello("a"), process_bytes=1 << 20))
-    refused = fleet.submit_attempt(replace(task(1), host_bytes=(1 << 20) + 1), device="C")
+    refused = fleet.give(replace(task(1), host_bytes=(1 << 20) + 1), device="C")
     assert isinstance(refused, Refused)
     assert "no worker process there may take more than 1 MiB" in refused.reason
     assert client.sent == []
-    fleet.submit_attempt(replace(task(2), host_bytes=1 << 20), device="C")
+    fleet.give(replace(task(2), host_bytes=1 << 20), device="C")
+    fleet.send()
     assert client.sent == ["a"]
 
 
@@ -98,7 +99,8 @@ def test_attempts_go_where_there_is_least_to_do_for_each_slot() -> None:
     fleet.add(hello("one", slots=1))
     fleet.add(hello("three", slots=3))
     for number in range(8):
-        fleet.submit_attempt(task(number), device="C")
+        fleet.give(task(number), device="C")
+        fleet.send()
     assert sorted(client.sent[:4]) == ["one", "three", "three", "three"]
     assert sorted(client.sent) == ["one"] * 2 + ["three"] * 6
 

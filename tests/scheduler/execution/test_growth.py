@@ -11,7 +11,7 @@ ALLOWED = 100 * MIB
 def looks(*mib: int) -> list[str]:
     """What is said after each look; figures in MiB."""
     growth = Growth(ALLOWED)
-    return [growth.look(each * MIB) for each in mib]
+    return [growth.look(each * MIB, trimmed=lambda each=each: each * MIB) for each in mib]
 
 
 def test_the_first_looks_only_find_where_the_process_settles() -> None:
@@ -45,6 +45,16 @@ def test_a_fall_in_between_begins_the_count_anew() -> None:
 def test_growth_counts_from_the_least_that_there_was() -> None:
     assert looks(0, 500, 400, 450, 480, 500) == [""] * 6
     assert looks(0, 500, 400, 450, 480, 501)[-1].startswith("its memory keeps growing: 101 MiB")
+
+
+def test_what_goes_when_the_heap_is_trimmed_is_no_leak() -> None:
+    growth = Growth(ALLOWED)
+    for mib in (0, 500, 550, 600):
+        assert not growth.look(mib * MIB, trimmed=lambda: 0)
+    assert not growth.look(650 * MIB, trimmed=lambda: 520 * MIB)
+    for mib in (530, 540, 601):
+        said = growth.look(mib * MIB, trimmed=lambda: 601 * MIB)
+    assert said
 
 
 @pytest.mark.parametrize("jobs", [10, 100])

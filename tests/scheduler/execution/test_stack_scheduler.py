@@ -218,14 +218,14 @@ def test_arrays_of_a_megabyte_and_less_are_sent(scheduler: StackScheduler, voxel
 def test_a_job_that_cannot_be_sent_fails_alone(
     scheduler: StackScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submit = scheduler._fleet.submit_attempt
+    give = scheduler._fleet.give
 
     def refuse(task: AttemptTask, *, device: str) -> object:
         if task.job_id == "unfit":
             raise TypeError("can't pickle it")
-        return submit(task, device=device)
+        return give(task, device=device)
 
-    monkeypatch.setattr(scheduler._fleet, "submit_attempt", refuse)
+    monkeypatch.setattr(scheduler._fleet, "give", refuse)
     unfit, fit = scheduler.map([StackJob(stack(), [DOUBLED], name="unfit"), StackJob(stack(), [DOUBLED])])
     assert unfit.result(DEADLINE_S).reason == "the attempt can't be sent: TypeError: can't pickle it"
     assert fit.result(DEADLINE_S).check()

@@ -1,0 +1,415 @@
+"""Attempts that travel as one Dask task: which do, what the worker does with them, and who is to blame."""
+
+import itertools
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scheduler.core.events import Cancelled, Done, Failed, WorkerDied
+from scheduler.core.model import Device, DeviceKind
+from scheduler.execution import batch as batch_module
+from scheduler.execution import crew as crew_module
+from scheduler.execution import driver as driver_module
+from scheduler.execution.batch import Batch, run_batch
+from scheduler.execution.fleet import Fleet
+from scheduler.execution.messages import SMALL_BYTES, Ended, Hello, Leaving, heard
+from scheduler.execution.run_settings import WorkerSettings
+from scheduler.execution.runs_here import set_worker, unset_worker
+from scheduler.execution.task import AttemptKey, AttemptTask
+from scheduler.execution.worker import MEASURED_ATTEMPTS, WorkerState
+from scheduler.execution.worker_process import WorkerProcess
+from scheduler.steps.resolve import StepSpec
+from tests.scheduler.execution.fake_cluster import CPU, GPU, MIB, ON_CPU, FakeClient, FakeFuture, World, job
+
+TOPIC = "topic"
+HOST = Device("CPU-localhost", "cpu", DeviceKind.CPU, 1 << 62)
+LARGE = np.zeros((1, 1024, 2048), np.uint8)
+
+
+def plain_task(name: str, array: Any = None, **rest: Any) -> AttemptTask:
+    array = np.zeros((1, 1, 1), np.uint8) if array is None else array
+    return AttemptTask(name, "k", 1, array, (), (), 0, 0, None, **rest)
+
+
+def keys(*names: str) -> list[AttemptKey]:
+    return [(name, 1) for name in names]
+
+
+class Sent:
+    """A fleet of one process, and the Dask tasks that its attempts became, each by the jobs in it."""
+
+    def __init__(self, *, device: Device = CPU, slots: int = 1, process_bytes: int = 0) -> None:
+        self.client = FakeClient(lambda _: None)
+        client: Any = self.client
+        self.fleet = Fleet(client, TOPIC)
+        hello = Hello("a", "a", "a", 1, device, CPU, slots, has_nanny=True, process_bytes=process_bytes)
+        self.process = self.fleet.add(hello)
+        self.device = device.uuid
+
+    def give(self, *tasks: AttemptTask) -> None:
+        for task in tasks:
+            assert self.fleet.give(task, device=self.device) is None
+        self.fleet.send()
+
+    @property
+    def tasks(self) -> list[list[str]]:
+        return [[task.job_id for task in future.tasks] for future in self.client.futures]
+
+
+def test_what_would_wait_anyhow_goes_as_one_task() -> None:
+    sent = Sent()
+    sent.give(*map(plain_task, "abcd"))
+    assert sent.tasks == [["a", "b", "c", "d"]]
+
+
+def test_more_is_sent_when_one_runs_and_one_is_ready() -> None:
+    sent = Sent()
+    sent.give(*map(plain_task, "abcd"))
+    sent.give(*map(plain_task, "efg"))
+    assert sent.tasks == [["a", "b", "c", "d"]]
+    sent.fleet.ended(("a", 1))
+    sent.fleet.send()
+    assert sent.tasks == [["a", "b", "c", "d"]]
+    sent.fleet.ended(("b", 1))
+    sent.fleet.send()
+    assert sent.tasks == [["a", "b", "c", "d"], ["e", "f", "g"]]
+
+
+def test_a_process_of_several_slots_gets_a_task_for_each() -> None:
+    sent = Sent(slots=3)
+    sent.give(*map(plain_task, "abcdefgh"))
+    assert sent.tasks == [["a", "d", "g"], ["b", "e", "h"], ["c", "f"]]
+
+
+def test_attempts_on_a_gpu_overlap_so_each_is_a_task() -> None:
+    sent = Sent(device=GPU)
+    sent.give(*map(plain_task, "abc"))
+    assert sent.tasks == [["a"], ["b"], ["c"]]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        plain_task("large", LARGE),
+        plain_task("back", np.zeros((1, 1, SMALL_BYTES + 1), np.uint8), returns_array=True),
+    ],
+    ids=["large arrays travel with it", "large arrays come back"],
+)
+def test_what_carries_large_arrays_goes_by_itself_and_at_once(task: AttemptTask) -> None:
+    sent = Sent()
+    sent.give(*map(plain_task, "abc"))
+    sent.give(plain_task("d"), task, plain_task("e"))
+    assert sent.tasks == [["a", "b", "c"], [task.job_id]]
+
+
+def test_what_was_never_sent_is_cancelled_without_a_word() -> None:
+    sent = Sent()
+    sent.give(*map(plain_task, "abcd"))
+    sent.give(plain_task("e"))
+    assert not sent.fleet.cancel(("e", 1))
+    assert sent.client.calls == []
+
+
+def test_cancelling_one_of_a_batch_leaves_the_others() -> None:
+    sent = Sent()
+    sent.give(*map(plain_task, "ab"))
+    assert sent.fleet.cancel(("a", 1))
+    (future,) = sent.client.futures
+    assert not future.cancelled
+    sent.fleet.ended(("a", 1))
+    assert sent.fleet.cancel(("b", 1))
+    assert future.cancelled, "it is the last one of its task"
+
+
+@pytest.mark.parametrize(
+    ("slots", "batches", "suspects"),
+    [
+        (1, ["abcdef"], "abc"),
+        (1, ["ab", "cdef"], "abcd"),
+        (2, ["ac", "bdfg"], "acbdf"),
+        (1, ["a", "b", "c"], "ab"),
+    ],
+)
+def test_those_at_the_head_of_what_was_sent_may_have_begun(
+    slots: int, batches: list[str], suspects: str
+) -> None:
+    process = WorkerProcess(Hello("a", "a", "a", 1, CPU, CPU, slots, has_nanny=True))
+    for batch in batches:
+        future: Any = FakeFuture([plain_task(batch)], "a")
+        process.in_flight.update(dict.fromkeys(keys(*batch), future))
+    process.in_flight["unsent", 1] = None
+    assert process.may_have_begun == set(keys(*suspects))
+
+
+def test_a_process_holds_what_can_run_there_at_one_time() -> None:
+    sent = Sent(process_bytes=100)
+    sent.give(*(plain_task(name) for name in "abcd"))
+    sent.process.host_bytes |= dict.fromkeys(sent.process.host_bytes, 40)
+    assert sent.process.holds_beside(60)
+    assert not sent.process.holds_beside(61)
+
+
+# the driver
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    """A process for short jobs, of which it gets nine at first, as one Dask task."""
+    monkeypatch.setattr(driver_module, "TICK_S", 0.005)
+    for module in (driver_module, crew_module):
+        monkeypatch.setattr(module, "JUDGEMENT_S", 0.0)
+    made = World(lambda future: None)
+    made.join("w1")
+    for _ in range(3):
+        made.dispatcher.estimates.observe_host_peak("kind", "kind", ON_CPU, MIB)
+        made.dispatcher.estimates.observe_seconds("kind", ON_CPU, CPU.model, 0.001)
+    return made
+
+
+JOBS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def run_all(world: World) -> str:
+    return world.run(*map(job, JOBS))
+
+
+def in_turn(world: World, *acts: Callable[[], None]) -> None:
+    """Do one thing after another, each in a turn of the driver's own."""
+    left = list(acts)
+
+    def act(_state: str) -> None:
+        if left and world.futures:
+            left.pop(0)()
+
+    world.record.on_moment = act
+
+
+def end_all(world: World, *futures: FakeFuture) -> None:
+    for future in futures or world.futures:
+        for task in future.tasks:
+            world.end(future, task=task)
+
+
+def test_short_jobs_are_sent_together(world: World) -> None:
+    def go_on() -> None:
+        world.client.work = lambda future: end_all(world, future)
+        end_all(world)
+
+    in_turn(world, go_on)
+    assert run_all(world) == "done"
+    assert [task.job_id for task in world.futures[0].tasks] == [*"abcdefghi"]
+    assert sum(len(future.tasks) for future in world.futures) == len(JOBS)
+
+
+def test_only_those_that_may_have_begun_are_to_blame_for_their_processs_end(world: World) -> None:
+    def die() -> None:
+        world.leave("w1")
+        world.join("w2")
+
+    world.client.work = lambda future: end_all(world, future) if future.address == "w2" else None
+    in_turn(world, die)
+    assert run_all(world) == "done"
+    blamed = {name: outcomes[0] for name, outcomes in world.record.outcomes.items()}
+    died = {name: outcome for name, outcome in blamed.items() if isinstance(outcome, WorkerDied)}
+    assert [*died] == [*"abcdefghi"]
+    assert [name for name in died if died[name].blame] == ["a", "b", "c"]
+
+
+def test_a_process_that_leaves_gives_back_what_it_has_not_begun(world: World) -> None:
+    def leave() -> None:
+        world.driver.hear(Leaving("w1", "preempted", frozenset(keys("a"))))
+        world.join("w2")
+
+    def end_first() -> None:
+        world.end(world.futures[0])
+
+    world.client.work = lambda future: end_all(world, future) if future.address == "w2" else None
+    in_turn(world, leave, end_first)
+    assert run_all(world) == "done"
+    assert [len(world.record.outcomes[name]) for name in "abcdefghij"] == [1, *[2] * 8, 1]
+    assert not world.futures[0].cancelled, "its first attempt was still under way"
+
+
+def test_a_job_that_was_started_and_not_yet_sent_can_be_cancelled(world: World) -> None:
+    def end_one_and_cancel_the_next() -> None:
+        world.end(world.futures[0])
+        world.driver.cancel("j", "no more")
+        world.client.work = lambda future: end_all(world, future)
+
+    in_turn(world, end_one_and_cancel_the_next, lambda: end_all(world))
+    assert run_all(world) == "done"
+    assert world.record.finishes["j"] == ("cancelled", "no more")
+    assert world.record.outcomes["j"] == [Cancelled("no more")]
+    assert all(task.job_id != "j" for future in world.futures for task in future.tasks)
+
+
+# the worker
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[WorkerState]:
+    settings = WorkerSettings(f"batch-{secrets.token_hex(3)}", str(tmp_path), (HOST,), topic=TOPIC)
+    made = WorkerState(settings, HOST, HOST)
+    made._measured["kind"] = MEASURED_ATTEMPTS
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def told(state: WorkerState, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Ended]]:
+    """The ends that the worker tells."""
+    messages: list[Ended] = []
+
+    def hear(_topic: str, event: Any) -> None:
+        message = heard((0.0, event))
+        assert isinstance(message, Ended)
+        messages.append(message)
+
+    worker = SimpleNamespace(id="w1", log_event=hear)
+    monkeypatch.setattr(batch_module, "get_worker", lambda: worker)
+    set_worker("w1", state)
+    yield messages
+    unset_worker("w1", TOPIC)
+
+
+STEP = """
+import threading
+import time
+begun, spans, threads = [], [], set()
+
+def step(stack, *, context):
+    begun.append(context.job_id)
+    threads.add(threading.current_thread())
+    began = time.monotonic()
+    time.sleep(0.02)
+    spans.append((began, time.monotonic()))
+    if context.job_id == "bad":
+        raise ValueError("bad")
+    return stack
+"""
+
+
+@pytest.fixture
+def make_batch(tmp_path: Path) -> Callable[..., Batch]:
+    (tmp_path / "batched.py").write_text(STEP)
+    spec = StepSpec("batched:step", declare={"input": "numpy"}, search_path=(str(tmp_path),))
+
+    def make(*names: str, **changes: Any) -> Batch:
+        stack = np.full((2, 5, 7), 3, np.uint8)
+        tasks = [AttemptTask(name, "kind", 1, stack, (spec,), ("numpy",), 0, 1000, None) for name in names]
+        return Batch({(task.job_id, 1): replace(task, **changes) for task in tasks})
+
+    return make
+
+
+def seen() -> Any:
+    return sys.modules["batched"]
+
+
+def test_all_of_a_batch_run_and_one_computes_at_a_time(
+    told: list[Ended], make_batch: Callable[..., Batch]
+) -> None:
+    assert run_batch(make_batch(*"abcdef"), TOPIC) == {}
+    assert sorted(ended.job_id for ended in told) == list("abcdef")
+    assert all(isinstance(ended.report.outcome, Done) for ended in told)
+    spans = sorted(seen().spans)
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+    assert len(seen().threads) == 2
+
+
+def test_the_next_one_is_ready_while_one_computes(
+    told: list[Ended], state: WorkerState, make_batch: Callable[..., Batch]
+) -> None:
+    doing: list[str] = []
+    with state.compute:
+        running = threading.Thread(target=run_batch, args=(make_batch("a", "b", "c"), TOPIC))
+        running.start()
+        deadline = time.monotonic() + 30.0
+        while len(doing) < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+            doing = [each.doing for each in list(state.attempts._running.values())]
+            doing = [each for each in doing if each == "waits for its turn"]
+    running.join(30.0)
+    assert len(doing) == 2
+    assert len(told) == 3
+
+
+def test_kinds_that_are_still_measured_are_alone_one_after_another(
+    told: list[Ended], state: WorkerState, make_batch: Callable[..., Batch]
+) -> None:
+    run_batch(make_batch("a", "b", kind="new"), TOPIC)
+    assert [ended.job_id for ended in told] == ["a", "b"]
+    for ended in told:
+        assert isinstance(ended.report.outcome, Done)
+        assert ended.report.outcome.attributed
+    assert len(seen().threads) == 1
+
+
+def test_a_failure_is_that_jobs_alone(told: list[Ended], make_batch: Callable[..., Batch]) -> None:
+    run_batch(make_batch("a", "bad", "c"), TOPIC)
+    outcomes = {ended.job_id: ended.report.outcome for ended in told}
+    assert isinstance(outcomes["bad"], Failed)
+    assert isinstance(outcomes["a"], Done)
+    assert isinstance(outcomes["c"], Done)
+
+
+def test_what_cannot_be_unpickled_fails_alone(told: list[Ended], make_batch: Callable[..., Batch]) -> None:
+    batch = make_batch("a", "b", "c")
+    run_batch(Batch({**batch.attempts, ("b", 1): b"no pickle"}), TOPIC)
+    outcomes = {ended.job_id: ended.report.outcome for ended in told}
+    assert isinstance(outcomes["b"], Failed)
+    assert outcomes["b"].error.startswith("the worker can't run the attempt: UnpicklingError")
+    assert isinstance(outcomes["a"], Done)
+    assert isinstance(outcomes["c"], Done)
+
+
+def test_an_end_that_cannot_be_told_is_a_failure_of_that_job(
+    told: list[Ended], make_batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell_end = batch_module.tell_end
+
+    def refuse(worker: Any, topic: str, key: AttemptKey, report: Any, returned: Any) -> Any:
+        if key == ("b", 1) and isinstance(report.outcome, Done):
+            raise TypeError("can't pickle it")
+        return tell_end(worker, topic, key, report, returned)
+
+    monkeypatch.setattr(batch_module, "tell_end", refuse)
+    run_batch(make_batch("a", "b", "c"), TOPIC)
+    outcomes = {ended.job_id: ended.report.outcome for ended in told}
+    assert outcomes["b"] == Failed("the worker can't run the attempt: TypeError: can't pickle it")
+    assert sum(isinstance(each, Done) for each in outcomes.values()) == 2
+
+
+def test_a_worker_that_leaves_gives_the_rest_of_the_batch_back(
+    told: list[Ended], state: WorkerState, make_batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_attempt = batch_module.run_attempt
+
+    def leave_in_the_first(task: AttemptTask, **rest: Any) -> Any:
+        state.attempts.leave("preempted")
+        return run_attempt(task, **rest)
+
+    monkeypatch.setattr(batch_module, "run_attempt", leave_in_the_first)
+    run_batch(make_batch(*"abcd", kind="new"), TOPIC)
+    outcomes = [ended.report.outcome for ended in told]
+    assert isinstance(outcomes[0], Done)
+    assert outcomes[1:] == [WorkerDied("preempted", blame=False)] * 3
+
+
+def test_large_arrays_come_back_by_the_task_each_under_its_attempt(
+    told: list[Ended], make_batch: Callable[..., Batch]
+) -> None:
+    big = np.arange(SMALL_BYTES + 2, dtype=np.uint8).reshape(1, 1, -1)
+    results = run_batch(make_batch("a", "b", source=big, returns_array=True), TOPIC)
+    assert results.keys() == set(keys("a", "b"))
+    for returned in results.values():
+        np.testing.assert_array_equal(returned.arrays["stack"], big, strict=True)

@@ -1,0 +1,72 @@
+"""What a worker process's heap keeps of freed memory: enough to spare page faults, and no more."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from scheduler.execution.heap import DASKS_TRIM_THRESHOLD, KEPT_BYTES
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+
+# Arrays as a step makes and drops them, in a thread as a worker's; faults of the second half are counted.
+CODE = """
+import resource, sys, threading
+import numpy as np
+import psutil
+from scheduler.execution.heap import keep_freed_memory, trim_heap
+
+kept = keep_freed_memory() if sys.argv[1] == "keep" else False
+
+def work():
+    for _ in range(20):
+        arrays = [np.ones(1 << 20, np.uint8) for _ in range(24)]
+        del arrays
+
+def measured():
+    global faults
+    work()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    work()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+thread = threading.Thread(target=measured)
+thread.start()
+thread.join()
+held = psutil.Process().memory_info().rss
+assert trim_heap()
+print(kept, faults, held - psutil.Process().memory_info().rss)
+"""
+
+
+def run(mode: str, **variables: str) -> tuple[bool, int, int]:
+    """Whether the heap was told to keep, page faults, and bytes that a trim gave back."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, mode],
+        env=clean | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    kept, faults, given = done.stdout.split()
+    return kept == "True", int(faults), int(given)
+
+
+def test_memory_that_a_step_frees_is_there_for_the_next_one_without_faults() -> None:
+    dasks = {"MALLOC_TRIM_THRESHOLD_": DASKS_TRIM_THRESHOLD}
+    kept, faults, given = run("keep", **dasks)
+    assert kept
+    not_kept, faults_before, _ = run("leave", **dasks)
+    assert not not_kept
+    assert faults < faults_before / 10
+    assert given <= KEPT_BYTES
+
+
+@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"])
+def test_what_somebody_has_chosen_stays(name: str) -> None:
+    kept, _, _ = run("keep", **{name: "131072"})
+    assert not kept
