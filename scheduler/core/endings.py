@@ -141,6 +141,7 @@ class Endings:
         Until then it may have waited in its worker's window behind others. What it has waited for since moves
         it on.
         """
+        self._placer.note_length(record, began_at)
         if record.began_at is not None and began_at <= record.began_at:
             return
         record.began_at = began_at

@@ -12,6 +12,8 @@ from scheduler.core.state import State
 SHORT_S = 0.5
 # Of the shortest several are kept ready for each slot of a CPU, as many as take this long.
 READY_S = 0.8
+# They hold no memory before they run, but it is kept for them: no more than this part of the host's.
+READY_SHARE = 16
 # So long one device is asked to evict state for a job before others are, and before the CPU takes the job.
 ROOM_S = 10.0
 
@@ -35,7 +37,7 @@ class Placer:
         """Start waiting jobs on the class's open devices, one at a time, the roomiest device first."""
         while cls.open:
             # the roomiest device takes any job that fits on some device, but for those that are particular
-            particular = cls.restricted or self.state.alone[cls.index] or cls.uneven()
+            particular = cls.restricted or self.state.alone[cls.index] or cls.uneven() or cls.is_cpu
             roomiest = cls.open[: -RESTRICTED_LOOKED_AT if particular else -2 : -1]
             if not any(self.start_one(account) for _, _, account in roomiest):
                 break
@@ -58,17 +60,17 @@ class Placer:
     def _rounds(self, account: DeviceAccount, group: Group, option: Option, _: bool, why: str) -> int:
         """How many such jobs a CPU may have for each of its slots, the running one included.
 
-        A job that would rather have a GPU is bound to the CPU no sooner than it must be. Several wait only
-        while memory is plenty, and near the end no process is given what another one could take.
+        A job that would rather have a GPU is bound to the CPU no sooner than it must be. Near the end no
+        process is given what another one could take.
         """
         if not _is_short(group, option):
             return 1
-        if 2 * option.need > account.process_limit:
+        if 2 * account.device.slots * option.need > account.process_limit:
             return 1
         if why or group.area > 0.0:
             return 2
         in_time = int(READY_S / option.seconds) if option.seconds else account.window
-        with_room = account.free // (2 * account.slots * max(1, option.need))
+        with_room = account.cls.capacity // (READY_SHARE * account.slots * max(1, option.need))
         fair = self.state.queued // self.state.cpu_slots
         return 1 + max(1, min(in_time, with_room, fair))
 
@@ -135,6 +137,17 @@ class Placer:
         state.running += 1
         account.reindex()
         self.out.append(Start(placement, decision))
+
+    def note_length(self, record: JobRecord, began_at: float) -> None:
+        """A job that was thought to be short isn't: nothing more waits behind others on its CPU."""
+        account = self.state.accounts[record.placement.device] if record.placement is not None else None
+        if account is None or not (account.cls.is_cpu and record.on_device) or record.lengthy:
+            return
+        if self.state.now - began_at >= SHORT_S:
+            record.lengthy = True
+            account.lengthy += 1
+            account.refresh()
+            account.reindex()
 
     def vacate(self, record: JobRecord, release_host: bool = True) -> DeviceAccount | None:
         """Give back what an attempt had reserved.

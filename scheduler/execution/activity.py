@@ -155,6 +155,7 @@ class Attempts:
         """
         with self._changed:
             if (job_id, number) in self._refused:
+                self._refused.discard((job_id, number))
                 raise CancelledAttemptError("cancelled before it began")
             self.overlaps += bool(self._running)
             activity = Activity(job_id, number, time.monotonic(), not self._running, self.overlaps, self)
@@ -177,6 +178,15 @@ class Attempts:
                 self._refused.add(key)
             # One that is here tells its own end, which may be that it is done.
             return key in self._present or activity is not None
+
+    def refuse(self, job_id: str, number: int) -> bool:
+        """Keep an attempt from beginning; False if it is in the process already."""
+        with self._changed:
+            key = job_id, number
+            if key in self._present or key in self._running:
+                return False
+            self._refused.add(key)
+            return True
 
     @property
     def count(self) -> int:

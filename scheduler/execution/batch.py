@@ -1,10 +1,12 @@
 """Attempts that travel as one Dask task, and how a worker runs them."""
 
+import contextlib
+import contextvars
 import os
 import pickle
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from distributed import Worker, get_worker
@@ -47,7 +49,7 @@ def run_batch(batch: Batch, topic: str) -> dict[AttemptKey, Returned]:
         raise RuntimeError("the worker serves this run no more")
     results: dict[AttemptKey, Returned] = {}
 
-    def failed(key: AttemptKey, error: Exception) -> None:
+    def failed(key: AttemptKey, error: BaseException) -> None:
         reason = f"the worker can't run the attempt: {type(error).__name__}: {error}"
         tell_end(worker, topic, key, AttemptReport(Failed(reason), os.getpid()), None)
 
@@ -67,20 +69,37 @@ def run_batch(batch: Batch, topic: str) -> dict[AttemptKey, Returned]:
             key = task.job_id, task.number
             try:
                 returned = _run_and_tell(worker, state, task, topic)
-            except Exception as error:  # noqa: BLE001  the same
+            except BaseException as error:  # noqa: BLE001  the same; some libraries' errors are no Exception
                 failed(key, error)
             else:
                 if returned is not None:
                     results[key] = returned
 
-    beside = None
-    if len(tasks) > 1 and not any(state.would_measure(task.kind) for task in tasks):
-        beside = threading.Thread(target=run_those_left, name="attempts", daemon=True)
-        beside.start()
-    run_those_left()
-    if beside is not None:
-        beside.join()
+    with contextlib.ExitStack() as at_the_end:
+        if len(tasks) > 1 and _may_overlap(state, tasks):
+            # In a copy of this thread's context Dask's `get_worker` and the like work too.
+            second = threading.Thread(
+                target=contextvars.copy_context().run, args=(run_those_left,), name="attempts", daemon=True
+            )
+            with contextlib.suppress(RuntimeError):  # no more threads are to be had: one does it all
+                second.start()
+                at_the_end.callback(second.join)
+        run_those_left()
     return results
+
+
+def _may_overlap(state: WorkerState, tasks: Iterable[AttemptTask]) -> bool:
+    """False where attempts have to be alone to be measured, or where what a step's `setup` has made is used.
+
+    That may belong to the thread that made it, as a database connection does.
+    """
+    if state.device.slots == 1 and any(state.would_measure(task.kind) for task in tasks):
+        return False
+    try:
+        steps = [state.step(spec) for spec in {spec for task in tasks for spec in task.steps}]
+    except Exception:  # noqa: BLE001  each attempt tells its own error
+        return False
+    return not any(step.keeps_state for step in steps)
 
 
 def _run_and_tell(worker: Worker, state: WorkerState, task: AttemptTask, topic: str) -> Returned | None:

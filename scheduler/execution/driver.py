@@ -56,6 +56,8 @@ SNAPSHOT_S = 0.15
 CONNECTION_LOST = "the connection to the Dask scheduler is lost"
 SILENCE_S = 30.0
 TABLE_HELD_S = 10.0
+# Short jobs were meant to wait behind short ones: after so long they are given to other processes.
+LONG_S = 1.0
 
 
 def nobody() -> int | None:
@@ -201,7 +203,8 @@ class Driver(UnderWay):
         """Take in what has happened since the last turn, at most a tick ago."""
         with contextlib.suppress(queue.Empty):
             self._take(self._inbox.get(timeout=JUDGEMENT_S if self.crew.gone else TICK_S))
-            while True:
+            began = time.monotonic()
+            while time.monotonic() - began < TICK_S:
                 self._take(self._inbox.get_nowait())
         self._send()
         now = time.monotonic()
@@ -344,6 +347,11 @@ class Driver(UnderWay):
         now = time.monotonic()
         for (job_id, number), elapsed in self._watchdog.heard(pulse, now):
             self._feed(AttemptBegan(now, job_id, number, elapsed))
+        process = self._fleet.get(pulse.address)
+        if process is not None and process.on_cpu:
+            longest = max((elapsed for elapsed, _, _ in pulse.attempts.values()), default=0.0)
+            if longest >= LONG_S:
+                self._take_back(process, [key for key in process.in_flight if key not in pulse.attempts])
 
     # workers
 

@@ -15,9 +15,15 @@ from distributed.protocol.pickle import dumps
 from scheduler.core.events import Outcome, Refused, WorkerDied
 from scheduler.core.model import Device, DeviceKind, gib
 from scheduler.execution.batch import Batch, run_batch
-from scheduler.execution.messages import SMALL_BYTES, Hello
+from scheduler.execution.messages import Hello
 from scheduler.execution.task import AttemptKey, AttemptTask, named_stacks
-from scheduler.execution.worker_plugin import cancel_here, evict_here, hurry_here, reclaim_here
+from scheduler.execution.worker_plugin import (
+    cancel_here,
+    evict_here,
+    give_back_here,
+    hurry_here,
+    reclaim_here,
+)
 from scheduler.execution.worker_process import WorkerProcess
 from scheduler.images.stack import StackSource
 
@@ -130,7 +136,7 @@ class Fleet:
     def send(self) -> list[tuple[WorkerProcess, AttemptKey, Future | Exception]]:
         """Send what is due: where each attempt went, with its Dask task or the error if it can't go."""
         sent: list[tuple[WorkerProcess, AttemptKey, Future | Exception]] = []
-        for process in self._to_send:
+        for process in [process for process in self._to_send if process.usable]:
             for keys in process.due():
                 batch = Batch({key: process.outbox.pop(key) for key in keys})
                 try:
@@ -141,6 +147,18 @@ class Fleet:
                 sent += [(process, key, future) for key in keys]
         self._to_send = {process for process in self._to_send if process.outbox}
         return sent
+
+    @property
+    def unsent(self) -> list[tuple[WorkerProcess, AttemptKey]]:
+        """What was given to processes and isn't sent yet."""
+        return [(process, key) for process in self._to_send for key in process.outbox]
+
+    def take_back(self, process: WorkerProcess, keys: Iterable[AttemptKey]) -> None:
+        """Ask a process for attempts that it hasn't begun; a message tells of each that comes back."""
+        asked = [key for key in keys if key not in process.asked_back]
+        process.asked_back.update(asked)
+        if asked:
+            self._tell([process], give_back_here, asked, self.topic)
 
     def _submit(self, process: WorkerProcess, batch: Batch) -> Future:
         with contextlib.ExitStack() as quietly:
@@ -205,6 +223,8 @@ class Fleet:
             if unheard:
                 self._drop(process, key)
             process.outbox.pop(key, None)
+            process.asked_back.discard(key)
+            process.unfetched.discard(key)
             del process.in_flight[key], process.host_bytes[key]
 
     def process_of(self, key: AttemptKey) -> WorkerProcess | None:
@@ -306,7 +326,5 @@ def _as_used(device: Device, slots: int, limits: list[int]) -> Device:
 
 def _is_small(task: AttemptTask) -> bool:
     """False if large arrays travel with the attempt, or may come back by its Dask task."""
-    stacks = named_stacks(task.source).values()
-    if task.returns_array and sum(stack.nbytes for stack in stacks) > SMALL_BYTES:
-        return False
-    return sum(stack.nbytes for stack in stacks if not isinstance(stack, StackSource)) < LARGE_BYTES
+    stacks = [stack for stack in named_stacks(task.source).values() if not isinstance(stack, StackSource)]
+    return not task.returns_array and sum(stack.nbytes for stack in stacks) < LARGE_BYTES

@@ -2,11 +2,16 @@
 
 import ctypes
 import os
+import sys
 
 # mallopt(3); the numbers are glibc's.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 KEPT_BYTES = 64 << 20
 LARGEST_ON_HEAP = 32 << 20
+# After so many seconds without an attempt nothing is kept, and beside attempts no more than this for so long.
+IDLE_S = 0.5
+BUSY_S = 10.0
+MUCH_BYTES = 256 << 20
 # Dask's nannies set it for their workers: arrays of 128 KiB and more are fresh pages each time then.
 DASKS_TRIM_THRESHOLD = "65536"
 _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX", "MALLOC_TOP_PAD_")
@@ -37,3 +42,31 @@ def trim_heap() -> bool:
         return False
     trim(0)
     return True
+
+
+class FreedMemory:
+    """Has the heap of a process give back what it keeps once nobody takes it, or when it is a lot.
+
+    Freed memory below a small block that is still in use stays, however much that is.
+    """
+
+    def __init__(self) -> None:
+        self._trimmed_at = float("-inf")
+        self._idle_since: float | None = None
+        self._used = False
+        self._least = sys.maxsize
+
+    def look(self, now: float, *, busy: bool, unmanaged_bytes: int) -> bool:
+        """Trim the heap if it is time; `unmanaged_bytes` are resident, and in no pool. True if it was."""
+        self._least = min(self._least, unmanaged_bytes)
+        if busy:
+            self._used, self._idle_since = True, None
+            due = unmanaged_bytes > self._least + MUCH_BYTES and now - self._trimmed_at >= BUSY_S
+        else:
+            self._idle_since = now if self._idle_since is None else self._idle_since
+            due = self._used and now - self._idle_since >= IDLE_S
+            self._used = self._used and not due
+        if due:
+            self._trimmed_at = now
+            trim_heap()
+        return due

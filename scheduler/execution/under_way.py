@@ -4,7 +4,7 @@ import queue
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +20,7 @@ from scheduler.execution.fleet import Fleet
 from scheduler.execution.record import JournalRecord
 from scheduler.execution.task import AttemptKey, AttemptReport, AttemptTask, Returned
 from scheduler.execution.watchdog import Watchdog
+from scheduler.execution.worker_plugin import BEHIND
 from scheduler.execution.worker_process import WorkerProcess
 
 STOP_GRACE_S = 10.0
@@ -108,6 +109,10 @@ class UnderWay(ABC):
 
     def _send(self) -> None:
         """Send what was started meanwhile."""
+        for process, key in self._fleet.unsent:
+            if self.state != "running" or not process.usable:
+                why = process.leaving or "nothing more is sent"
+                self._end(key, WorkerDied(why, blame=False), None)
         for process, key, future in self._fleet.send():
             if isinstance(future, Exception):
                 why_not = self._unsent(future)
@@ -115,6 +120,13 @@ class UnderWay(ABC):
             else:
                 self._attempts[key].future = future
                 self._watchdog.submitted(key, process.address, time.monotonic())
+
+    def _take_back(self, process: WorkerProcess, keys: Sequence[AttemptKey]) -> None:
+        """Give those that wait in a process behind one that takes long to others, unless they have begun."""
+        unsent = [key for key in keys if key in process.outbox]
+        self._fleet.take_back(process, [key for key in keys if key not in process.unfetched.union(unsent)])
+        for key in unsent:
+            self._end(key, WorkerDied(BEHIND, blame=False), None)
 
     def _look_after_tasks(self, now: float) -> None:
         """The report tells how an attempt ended; this is for tasks that could not even be run.
@@ -141,7 +153,8 @@ class UnderWay(ABC):
             attempt.killed = isinstance(error, KilledWorker)
             if not attempt.killed:  # a worker's end is told by the scheduler's plugin
                 reason = f"the worker can't run the attempt: {type(error).__name__}: {error}"
-                self._end(key, Failed(reason), None)
+                others = sum(other.future is future for other in self._attempts.values()) > 1
+                self._end(key, WorkerDied(reason, blame=False) if others else Failed(reason), None)
 
     def _ended(self, key: AttemptKey, report: AttemptReport, returned: Returned | None) -> None:
         attempt = self._attempts.get(key)
@@ -155,6 +168,8 @@ class UnderWay(ABC):
         if isinstance(report.outcome, Done) and attempt.returns_array and returned is None:
             attempt.done = True
             assert attempt.future is not None
+            if process is not None:
+                process.unfetched.add(key)
             self._fetcher.submit(self._fetch, key, report, attempt.future)
             return
         self._end(key, report.outcome, report, returned and returned.aligned())
@@ -187,7 +202,7 @@ class UnderWay(ABC):
         self._watchdog.ended(key)
         process = self._fleet.process_of(key)
         self._fleet.ended(key, unheard=report is None)
-        if report is None or report.began_to_write:
+        if report.began_to_write if report is not None else attempt.future is not None:
             # The worker may have died after the output was in place and before that was told.
             self._cut_short.add(key[0])
         self._conclude(attempt.placement, outcome, report, array)

@@ -1,7 +1,6 @@
 """What one worker process keeps for all its attempts: its device, its pools, its steps."""
 
 import contextlib
-import logging
 import os
 import threading
 import time
@@ -18,9 +17,10 @@ from scheduler.core.model import Device, DeviceKind, DeviceSnapshot
 from scheduler.execution.activity import Attempts
 from scheduler.execution.array_files import ArrayFiles
 from scheduler.execution.growth import Growth
-from scheduler.execution.heap import trim_heap
+from scheduler.execution.heap import FreedMemory, trim_heap
 from scheduler.execution.holding import Holding, RefusedError
 from scheduler.execution.idle_host import NOTHING, IdleHost, OwnIdle
+from scheduler.execution.regularly import Regularly
 from scheduler.execution.residents import Residents
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.runs_here import states_here
@@ -29,8 +29,6 @@ from scheduler.host.reading import Reading
 from scheduler.host.reservations import Denial, Grant, Reservations
 from scheduler.host.virtual import VirtualProbe
 from scheduler.steps.resolve import ResolvedStep, StepSpec
-
-_log = logging.getLogger(__name__)
 
 MEASURED_ATTEMPTS = 2
 REPORT_S = 0.1
@@ -93,7 +91,6 @@ class WorkerState:
             on_evicted=on_evicted,
         )
         self.idle_host = IdleHost(self.pools, self.residents, self.array_files)
-        self._on_tick = on_tick
         self._reservations = Reservations(run=settings.run_id)
         self._probes = worker_probes(settings, device, host)
         self._steps: dict[StepSpec, ResolvedStep] = {}
@@ -102,12 +99,15 @@ class WorkerState:
         self._reported: dict[str, tuple[int, int]] = {}
         self._measured: Counter[str] = Counter()
         self._growth = Growth(max(GROWTH_BYTES, int(GROWTH_SHARE * host.total_bytes)))
-        self._closing = threading.Event()
-        self._last_problem = ""
+        self._freed = FreedMemory()
+        self._shown: list[tuple[str | None, str | None, int]] = []
         self._process = psutil.Process()
         self.held_on_host = (0, 0)
-        self._reporter = threading.Thread(target=self._keep_reporting, name="stackyard-memory", daemon=True)
-        self._reporter.start()
+        tasks = {"report its memory": self._report}
+        if on_tick is not None:
+            tasks["tell the driver that it lives"] = lambda: on_tick(time.monotonic())
+        # Without this thread the process would seem to be dead.
+        self._reporter = Regularly(REPORT_S, tasks, name="stackyard-memory")
         free = {0: self._free_on_device, **limit.readers()}
         self._watcher = PressureWatcher(self.pools, self._headroom(), free, reclaim=self._give_back)
 
@@ -204,11 +204,15 @@ class WorkerState:
 
     def _reserve_or_evict(self, what: str, needs: Mapping[str, int], own_state: str) -> Grant:
         """Idle state goes before an attempt is turned away, but for its own, which it would need at once."""
+        trimmed = False
         while True:
             try:
                 return self._reserve(what, needs)
             except RefusedError:
-                if self.residents.make_room(but=own_state) is None:
+                if not trimmed:
+                    trimmed = True
+                    trim_heap()
+                elif self.residents.make_room(but=own_state) is None:
                     raise
 
     def _kept_on_device(self) -> int | None:
@@ -293,34 +297,20 @@ class WorkerState:
                 news[uuid] = figures
         return news
 
-    def _keep_reporting(self) -> None:
+    def _report(self) -> None:
         """What attempts allocate must not look like a stranger's for long, nor what has gone like ours.
 
         The second goes for an idle process too: a failed attempt's arrays live as long as its traceback, and
         nothing would be admitted beside the last figure of a worker that waits for work.
         """
-        shown: list[tuple[str | None, str | None, int]] = []
-        while not self._closing.wait(REPORT_S):
-            # A full or busy table is over in a moment; without this thread the process would seem to be dead.
-            with self._logged("report its memory"):
-                self.report_memory()
-                leases = [lease for state in (self, *self._others()) for lease in state.pools.leases()]
-                held = [(lease.job, lease.step, lease.nbytes) for lease in leases]
-                if held != shown:
-                    self._reservations.note_leases(leases)
-                    shown = held
-            with self._logged("tell the driver that it lives"):
-                if self._on_tick is not None:
-                    self._on_tick(time.monotonic())
-
-    @contextlib.contextmanager
-    def _logged(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001  tried again in a moment
-            if repr(error) != self._last_problem:
-                self._last_problem = repr(error)
-                _log.warning("this worker can't %s now: %r", what, error)
+        self.report_memory()
+        resident, idle = self.held_on_host
+        self._freed.look(time.monotonic(), busy=self.attempts.count > 0, unmanaged_bytes=resident - idle)
+        leases = [lease for state in (self, *self._others()) for lease in state.pools.leases()]
+        held = [(lease.job, lease.step, lease.nbytes) for lease in leases]
+        if held != self._shown:
+            self._reservations.note_leases(leases)
+            self._shown = held
 
     def _others(self) -> "list[WorkerState]":
         """What other runs have here: the table knows one figure for each process."""
@@ -388,8 +378,7 @@ class WorkerState:
     def close(self) -> None:
         """Tear the steps down and give the pools back."""
         self._watcher.stop()
-        self._closing.set()
-        self._reporter.join()
+        self._reporter.close()
         self.residents.close()
         for step in self._steps.values():
             step.close()

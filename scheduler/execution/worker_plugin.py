@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from distributed import Scheduler, SchedulerPlugin, Status, Worker, WorkerPlugin
 
-from scheduler.core.events import Cancelled
+from scheduler.core.events import Cancelled, WorkerDied
 from scheduler.core.model import Device, DeviceKind, DeviceSnapshot
 from scheduler.execution.capture import redirect_worker_output, restore_output, route_attempts_output
 from scheduler.execution.departure import drain_on_signals, ignore_signals
@@ -23,7 +23,7 @@ from scheduler.execution.messages import Ended, Evicted, Hello, Leaving, Left, P
 from scheduler.execution.metrics import withdraw
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.runs_here import set_worker, state_of, states_here, unset_worker
-from scheduler.execution.task import AttemptReport
+from scheduler.execution.task import AttemptKey, AttemptReport
 from scheduler.execution.worker import WorkerState
 from scheduler.execution.workplace import (
     check_versions,
@@ -37,6 +37,7 @@ WORKER_PIDS = "worker-pids"
 PULSE_S = 0.5
 IDLE_PULSE_S = 2.0
 READING_S = 0.25
+BEHIND = "it waited behind one that takes long"
 
 
 def read_worker_pids(run_dir: Path) -> list[int]:
@@ -306,6 +307,15 @@ def _evict(state: WorkerState, name: str) -> bool:
     if gone:
         state.report_memory()
     return gone
+
+
+async def give_back_here(keys: list[AttemptKey], topic: str, dask_worker: Worker) -> None:
+    """Begin none of these attempts that hasn't begun, and tell which come back by that."""
+    state = state_of(dask_worker.id, topic)
+    for key in keys:
+        if state is not None and state.attempts.refuse(*key):
+            report = AttemptReport(WorkerDied(BEHIND, blame=False), os.getpid())
+            tell(dask_worker, topic, Ended(*key, report))
 
 
 async def cancel_here(job_id: str, number: int, topic: str, dask_worker: Worker) -> None:

@@ -19,6 +19,10 @@ class WorkerProcess:
         What was given to it, in that order, with the Dask task that each attempt is a part of.
     outbox
         Those of them that are still to be sent; pickled, but for what carries large arrays.
+    unfetched
+        Those that have ended, and whose arrays are still there.
+    asked_back
+        Those that it was asked to give back if they haven't begun.
     leaving
         Why it gets nothing more, if it doesn't.
     retired
@@ -36,6 +40,8 @@ class WorkerProcess:
     hello: Hello
     in_flight: dict[AttemptKey, Future | None] = field(default_factory=dict)
     outbox: dict[AttemptKey, AttemptTask | bytes] = field(default_factory=dict)
+    unfetched: set[AttemptKey] = field(default_factory=set)
+    asked_back: set[AttemptKey] = field(default_factory=set)
     host_bytes: dict[AttemptKey, int] = field(default_factory=dict)
     leaving: str = ""
     retired: bool = False
@@ -71,23 +77,28 @@ class WorkerProcess:
         """
         apart = [[key] for key, task in self.outbox.items() if not (self.on_cpu and isinstance(task, bytes))]
         together = [key for key in self.outbox if [key] not in apart]
-        slots = self.hello.slots
-        if len(self.in_flight) - len(self.outbox) > 2 * slots:
+        slots, lanes = self.hello.slots, self._lanes
+        if len(lanes) >= slots and sum(map(len, lanes)) > 2 * slots:
             return apart
         return apart + [part for lane in range(slots) if (part := together[lane::slots])]
+
+    @property
+    def _lanes(self) -> list[list[AttemptKey]]:
+        """What was sent and may not have ended, by Dask task, in their order."""
+        lanes: dict[int, list[AttemptKey]] = {}
+        for key, future in self.in_flight.items():
+            if future is not None and key not in self.unfetched:
+                lanes.setdefault(id(future), []).append(key)
+        return list(lanes.values())
 
     @property
     def may_have_begun(self) -> frozenset[AttemptKey]:
         """The attempts that may run there just now; the last words of one before them may be missing."""
         if not self.on_cpu:
             return frozenset(self.in_flight)
-        lanes: dict[int, list[AttemptKey]] = {}
-        for key, future in self.in_flight.items():
-            if future is not None:
-                lanes.setdefault(id(future), []).append(key)
-        slots, order = self.hello.slots, list(lanes.values())
-        running = [key for lane in order[:slots] for key in lane[:3]]
-        return frozenset(running + [key for lane in order[slots : 2 * slots] for key in lane[:2]])
+        slots, lanes = self.hello.slots, self._lanes
+        running = [key for lane in lanes[:slots] for key in lane[:3]]
+        return frozenset(running + [key for lane in lanes[slots : 2 * slots] for key in lane[:2]])
 
     @property
     def usable(self) -> bool:

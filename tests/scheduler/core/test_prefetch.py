@@ -11,7 +11,7 @@ import pytest
 
 from scheduler.core.events import AttemptBegan, DeviceReleased, WorkerDied, WorkerLost
 from scheduler.core.instructions import Start
-from scheduler.core.placing import READY_S, SHORT_S
+from scheduler.core.placing import READY_S, READY_SHARE, SHORT_S
 from tests.scheduler.core.build import GIB, World, cpu, gpu, jobs, on_cpu, on_gpu
 
 PART_S = 1.0
@@ -164,12 +164,48 @@ def test_near_the_end_no_process_is_given_more_than_its_share():
         assert widest[waiting] <= 2 * (1 + max(1, (waiting + 1) // 2))
 
 
-def test_only_as_many_are_ready_as_leave_half_of_the_memory_free():
-    world = many_ready(0.001, need=2.0)
+def test_what_is_ready_has_only_a_small_part_of_the_hosts_memory():
+    world = many_ready(0.001, need=0.5)
     (placement, *_) = world.running.values()
-    left = 64 * GIB - len(world.running) * placement.host_bytes
     assert 4 < len(world.running) < 18
-    assert left >= 16 * GIB
+    assert (len(world.running) - 2) * placement.host_bytes <= 64 * GIB / READY_SHARE
+
+
+def test_what_is_ready_doesnt_keep_a_gpu_from_its_hosts_memory():
+    world = World(replace(cpu(slots=2, total=64), prefetch=16), gpu())
+    world.measure(on_cpu(0.5, cost=0.001), kind="k")
+    world.measure(on_gpu(1, host=50), kind="g")
+    world.add(*jobs(1000, on_cpu(0.5, cost=0.001), kind="k"))
+    world.add(*jobs(1, on_gpu(1, host=50), kind="g"))
+    assert "g0" in world.running
+
+
+def test_a_job_that_takes_longer_than_was_thought_has_nothing_more_put_behind_others():
+    world = many_ready(0.001)
+    slow, *others = list(world.running)
+    world.tell(AttemptBegan(world.now + SHORT_S, slow, world.running[slow].attempt, SHORT_S))
+    for name in others:
+        world.end(name, WorkerDied("it waited behind one that takes long", blame=False))
+    assert len(world.running) == 2
+    world.end(slow)
+    assert len(world.running) > 4
+
+
+def test_a_report_that_a_short_job_runs_changes_nothing():
+    world = many_ready(0.001)
+    name = next(iter(world.running))
+    world.tell(AttemptBegan(world.now, name, world.running[name].attempt, SHORT_S / 2))
+    world.end(name)
+    assert len(world.running) == 18
+
+
+def test_every_host_keeps_jobs_ready():
+    hosts = ("one", "two")
+    world = World(*(replace(cpu(slots=2, total=64, host=host), prefetch=16) for host in hosts))
+    world.measure(on_cpu(0.1, cost=SHORT_S), kind="k")
+    world.add(*jobs(100, on_cpu(0.1, cost=SHORT_S), kind="k"))
+    places = [placement.host for placement in world.running.values()]
+    assert [places.count(host) for host in hosts] == [4, 4]
 
 
 def test_two_that_are_too_large_for_one_process_dont_wait_behind_one_another():

@@ -1,11 +1,13 @@
 """Attempts that travel as one Dask task: which do, what the worker does with them, and who is to blame."""
 
+import asyncio
 import itertools
 import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,12 +22,14 @@ from scheduler.execution import batch as batch_module
 from scheduler.execution import crew as crew_module
 from scheduler.execution import driver as driver_module
 from scheduler.execution.batch import Batch, run_batch
+from scheduler.execution.driver import LONG_S
 from scheduler.execution.fleet import Fleet
-from scheduler.execution.messages import SMALL_BYTES, Ended, Hello, Leaving, heard
+from scheduler.execution.messages import SMALL_BYTES, Ended, Hello, Leaving, Pulse, heard
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.runs_here import set_worker, unset_worker
 from scheduler.execution.task import AttemptKey, AttemptTask
 from scheduler.execution.worker import MEASURED_ATTEMPTS, WorkerState
+from scheduler.execution.worker_plugin import BEHIND, give_back_here
 from scheduler.execution.worker_process import WorkerProcess
 from scheduler.steps.resolve import StepSpec
 from tests.scheduler.execution.fake_cluster import CPU, GPU, MIB, ON_CPU, FakeClient, FakeFuture, World, job
@@ -100,11 +104,11 @@ def test_attempts_on_a_gpu_overlap_so_each_is_a_task() -> None:
     "task",
     [
         plain_task("large", LARGE),
-        plain_task("back", np.zeros((1, 1, SMALL_BYTES + 1), np.uint8), returns_array=True),
+        plain_task("back", returns_array=True),
     ],
-    ids=["large arrays travel with it", "large arrays come back"],
+    ids=["large arrays travel with it", "arrays come back"],
 )
-def test_what_carries_large_arrays_goes_by_itself_and_at_once(task: AttemptTask) -> None:
+def test_what_carries_arrays_goes_by_itself_and_at_once(task: AttemptTask) -> None:
     sent = Sent()
     sent.give(*map(plain_task, "abc"))
     sent.give(plain_task("d"), task, plain_task("e"))
@@ -150,6 +154,45 @@ def test_those_at_the_head_of_what_was_sent_may_have_begun(
     assert process.may_have_begun == set(keys(*suspects))
 
 
+def test_one_that_has_ended_and_waits_to_be_fetched_hides_nobody() -> None:
+    sent = Sent()
+    sent.give(*(plain_task(name, returns_array=True) for name in "abcd"))
+    sent.process.unfetched.update(keys("a", "b"))
+    assert sent.process.may_have_begun == set(keys("c", "d"))
+
+
+def test_a_free_thread_is_given_work_whatever_waits_in_another_ones_task() -> None:
+    sent = Sent(slots=2)
+    sent.give(*map(plain_task, "abcdefghijkl"))
+    assert sent.tasks == [[*"acegik"], [*"bdfhjl"]]
+    for name in "bdfhjl":
+        sent.fleet.ended((name, 1))
+    sent.give(plain_task("m"))
+    assert sent.tasks[2:] == [["m"]]
+
+
+def test_nothing_is_sent_to_a_process_that_has_gone() -> None:
+    sent = Sent()
+    sent.give(*map(plain_task, "abcd"))
+    sent.give(plain_task("e"))
+    sent.process.left_at = 1.0
+    for name in "abc":
+        sent.fleet.ended((name, 1))
+    assert sent.fleet.send() == []
+    assert sent.fleet.unsent == [(sent.process, ("e", 1))]
+
+
+def test_a_process_is_asked_once_to_give_an_attempt_back() -> None:
+    sent = Sent()
+    sent.give(*map(plain_task, "abcd"))
+    for names in ("cd", "cd", "d"):
+        sent.fleet.take_back(sent.process, keys(*names))
+    time.sleep(0.1)  # it is asked in a thread of its own
+    assert [(name, arguments[0]) for name, _, arguments in sent.client.calls] == [
+        ("give_back_here", keys("c", "d"))
+    ]
+
+
 def test_a_process_holds_what_can_run_there_at_one_time() -> None:
     sent = Sent(process_bytes=100)
     sent.give(*(plain_task(name) for name in "abcd"))
@@ -170,7 +213,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(lambda future: None)
     made.join("w1")
     for _ in range(3):
-        made.dispatcher.estimates.observe_host_peak("kind", "kind", ON_CPU, MIB)
+        made.dispatcher.estimates.observe_host_peak("kind", "kind", ON_CPU, MIB // 10)
         made.dispatcher.estimates.observe_seconds("kind", ON_CPU, CPU.model, 0.001)
     return made
 
@@ -252,6 +295,62 @@ def test_a_job_that_was_started_and_not_yet_sent_can_be_cancelled(world: World) 
     assert all(task.job_id != "j" for future in world.futures for task in future.tasks)
 
 
+def test_what_waits_behind_one_that_takes_long_goes_elsewhere(world: World) -> None:
+    def report_a_long_one() -> None:
+        world.join("w2")
+        world.driver.hear(Pulse("w1", {("a", 1): (LONG_S, "computes", 0.0)}))
+
+    def give_back() -> None:
+        assert [(name, arguments[0]) for name, _, arguments in world.client.calls] == [
+            ("give_back_here", keys(*"bcdefghi"))
+        ]
+        for task in world.futures[0].tasks[1:]:
+            world.end(world.futures[0], WorkerDied("behind", blame=False), task=task)
+
+    def end_it() -> None:
+        assert {future.address for future in world.futures[1:]} == {"w2"}
+        world.client.work = lambda future: end_all(world, future)
+        end_all(world, world.futures[0])
+
+    world.client.work = lambda future: end_all(world, future) if future.address == "w2" else None
+    in_turn(world, report_a_long_one, lambda: time.sleep(0.1), give_back, *[lambda: None] * 9, end_it)
+    assert run_all(world) == "done"
+    assert [len(world.record.outcomes[name]) for name in "abcdefghi"] == [1, *[2] * 8]
+
+
+def test_what_is_unsent_when_the_run_is_stopped_is_left_for_resume(world: World) -> None:
+    def end_one_and_stop() -> None:
+        world.end(world.futures[0])
+        world.driver.stop("enough", 60.0)
+
+    in_turn(world, end_one_and_stop, lambda: end_all(world))
+    assert run_all(world) == "interrupted"
+    assert len(world.futures) == 1
+    assert set(world.record.finishes) == set("abcdefghi")
+
+
+def test_an_attempt_that_was_never_sent_leaves_nothing_to_overwrite(world: World) -> None:
+    world.client.work = lambda future: end_all(world, future) if future.address == "w2" else None
+    in_turn(world, lambda: world.end(world.futures[0]), lambda: (world.leave("w1"), world.join("w2")))
+    assert run_all(world) == "done"
+    (again,) = [task for future in world.futures[1:] for task in future.tasks if task.job_id == "j"]
+    assert (again.number, again.output.overwrite) == (2, False)
+    (behind,) = [task for future in world.futures[1:] for task in future.tasks if task.job_id == "i"]
+    assert (behind.number, behind.output.overwrite) == (2, True)
+
+
+def test_the_error_of_a_task_is_no_failure_of_the_attempts_that_share_it(world: World) -> None:
+    def fail() -> None:
+        world.client.work = lambda future: end_all(world, future)
+        world.futures[0].fail(RuntimeError("no thread"))
+
+    in_turn(world, fail)
+    assert run_all(world) == "done"
+    first = world.record.outcomes["a"][0]
+    reason = "the worker can't run the attempt: RuntimeError: no thread"
+    assert first == WorkerDied(reason, blame=False)
+
+
 # the worker
 
 
@@ -281,29 +380,42 @@ def told(state: WorkerState, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[E
     unset_worker("w1", TOPIC)
 
 
+SEEN: ContextVar[str] = ContextVar("seen", default="")
 STEP = """
 import threading
 import time
-begun, spans, threads = [], [], set()
+from tests.scheduler.execution.test_batches import SEEN
+begun, spans, threads, contexts = [], [], set(), set()
 
 def step(stack, *, context):
     begun.append(context.job_id)
     threads.add(threading.current_thread())
+    contexts.add(SEEN.get())
     began = time.monotonic()
     time.sleep(0.02)
     spans.append((began, time.monotonic()))
     if context.job_id == "bad":
         raise ValueError("bad")
+    if context.job_id == "panic":
+        raise BaseException("panic")
     return stack
+
+class Kept:
+    def setup(self, context):
+        self.thread = threading.current_thread()
+
+    def __call__(self, stack):
+        time.sleep(0.02)
+        assert threading.current_thread() is self.thread
+        return stack
 """
 
 
 @pytest.fixture
 def make_batch(tmp_path: Path) -> Callable[..., Batch]:
     (tmp_path / "batched.py").write_text(STEP)
-    spec = StepSpec("batched:step", declare={"input": "numpy"}, search_path=(str(tmp_path),))
-
-    def make(*names: str, **changes: Any) -> Batch:
+    def make(*names: str, step: str = "step", **changes: Any) -> Batch:
+        spec = StepSpec(f"batched:{step}", declare={"input": "numpy"}, search_path=(str(tmp_path),))
         stack = np.full((2, 5, 7), 3, np.uint8)
         tasks = [AttemptTask(name, "kind", 1, stack, (spec,), ("numpy",), 0, 1000, None) for name in names]
         return Batch({(task.job_id, 1): replace(task, **changes) for task in tasks})
@@ -324,6 +436,65 @@ def test_all_of_a_batch_run_and_one_computes_at_a_time(
     spans = sorted(seen().spans)
     assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
     assert len(seen().threads) == 2
+
+
+def test_both_threads_have_the_tasks_own_context(
+    told: list[Ended], make_batch: Callable[..., Batch]
+) -> None:
+    SEEN.set("Dask's")
+    run_batch(make_batch(*"abcdef"), TOPIC)
+    assert len(seen().threads) == 2
+    assert seen().contexts == {"Dask's"}
+
+
+def test_what_a_steps_setup_has_made_is_used_in_its_own_thread(
+    told: list[Ended], make_batch: Callable[..., Batch]
+) -> None:
+    run_batch(make_batch(*"abcdef", step="Kept"), TOPIC)
+    assert [ended.report.outcome for ended in told if not isinstance(ended.report.outcome, Done)] == []
+    assert len(told) == 6
+
+
+def test_where_no_more_threads_are_to_be_had_one_does_it_all(
+    told: list[Ended], make_batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    run_batch(make_batch("a", "b", "c"), TOPIC)
+    assert [ended.job_id for ended in told] == ["a", "b", "c"]
+
+
+def test_an_error_that_is_no_exception_ends_that_attempt_alone(
+    told: list[Ended], make_batch: Callable[..., Batch]
+) -> None:
+    run_batch(make_batch("a", "panic", "c", "d"), TOPIC)
+    outcomes = {ended.job_id: ended.report.outcome for ended in told}
+    panic = outcomes.pop("panic")
+    assert isinstance(panic, Failed)
+    assert "panic" in panic.error
+    assert all(isinstance(outcome, Done) for outcome in outcomes.values())
+    assert len(outcomes) == 3
+
+
+def test_what_has_not_begun_is_given_back_and_the_rest_is_not(
+    told: list[Ended], state: WorkerState, make_batch: Callable[..., Batch]
+) -> None:
+    running = threading.Thread(target=run_batch, args=(make_batch(*"abcdef"), TOPIC))
+    with state.compute:
+        running.start()
+        deadline = time.monotonic() + 30.0
+        while state.attempts.count < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        worker: Any = batch_module.get_worker()
+        asyncio.run(give_back_here(keys(*"abcdef"), TOPIC, worker))
+        given = [ended.job_id for ended in told]
+    running.join(30.0)
+    assert given == ["c", "d", "e", "f"]
+    assert all(ended.report.outcome == WorkerDied(BEHIND, blame=False) for ended in told[:4])
+    done = [ended.job_id for ended in told if isinstance(ended.report.outcome, Done)]
+    assert sorted(done) == ["a", "b"]
 
 
 def test_the_next_one_is_ready_while_one_computes(

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from scheduler.execution.heap import DASKS_TRIM_THRESHOLD, KEPT_BYTES
+from scheduler.execution import heap
+from scheduler.execution.heap import BUSY_S, DASKS_TRIM_THRESHOLD, IDLE_S, KEPT_BYTES, MUCH_BYTES, FreedMemory
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 
@@ -70,3 +71,37 @@ def test_memory_that_a_step_frees_is_there_for_the_next_one_without_faults() -> 
 def test_what_somebody_has_chosen_stays(name: str) -> None:
     kept, _, _ = run("keep", **{name: "131072"})
     assert not kept
+
+
+@pytest.fixture
+def trims(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each time that the heap was trimmed."""
+    made: list[int] = []
+    monkeypatch.setattr(heap, "trim_heap", lambda: made.append(1))
+    return made
+
+
+def test_an_idle_process_keeps_nothing_and_is_asked_once(trims: list[int]) -> None:
+    freed = FreedMemory()
+    assert not freed.look(0.0, busy=True, unmanaged_bytes=MUCH_BYTES)
+    assert not freed.look(1.0, busy=False, unmanaged_bytes=MUCH_BYTES)
+    assert not freed.look(1.0 + IDLE_S / 2, busy=False, unmanaged_bytes=MUCH_BYTES)
+    assert freed.look(1.0 + IDLE_S, busy=False, unmanaged_bytes=MUCH_BYTES)
+    assert not any(freed.look(float(now), busy=False, unmanaged_bytes=0) for now in range(2, 60))
+    assert len(trims) == 1
+
+
+def test_a_process_that_never_worked_has_nothing_to_give_back(trims: list[int]) -> None:
+    freed = FreedMemory()
+    assert not any(freed.look(float(now), busy=False, unmanaged_bytes=MUCH_BYTES) for now in range(60))
+    assert trims == []
+
+
+def test_a_busy_process_gives_back_what_is_a_lot_now_and_then(trims: list[int]) -> None:
+    freed = FreedMemory()
+    freed.look(0.0, busy=True, unmanaged_bytes=1000)
+    assert not freed.look(100.0, busy=True, unmanaged_bytes=1000 + MUCH_BYTES)
+    assert freed.look(101.0, busy=True, unmanaged_bytes=1001 + MUCH_BYTES)
+    assert not freed.look(101.0 + BUSY_S / 2, busy=True, unmanaged_bytes=1001 + MUCH_BYTES)
+    assert freed.look(101.0 + BUSY_S, busy=True, unmanaged_bytes=1001 + MUCH_BYTES)
+    assert len(trims) == 2
