@@ -16,8 +16,15 @@ UPKEEP = ("MainThread", "IO loop", "Profile", "pool-pressure", "stackyard-")
 WAITS = "waits for its turn"
 
 
+BEHIND = "it waited behind one that takes long"
+
+
 class CancelledAttemptError(Exception):
     """The attempt was cancelled; it stops where nothing is half done."""
+
+
+class GivenBackError(Exception):
+    """The attempt waits in vain, and is wanted elsewhere."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +43,7 @@ class Activity:
     attempts: "Attempts"
     doing: str = "begins"
     cancelled: bool = False
+    given_back: bool = False
     waited_s: float = 0.0
     waits_since: float | None = None
 
@@ -93,7 +101,7 @@ def processor_s() -> float:
 
 @dataclass(slots=True, eq=False)
 class Attempts:
-    """Counts the attempts of this process.
+    """Counts the attempts of this process, of which `slots` may compute at one time.
 
     Notes
     -----
@@ -101,8 +109,10 @@ class Attempts:
     one is let in, if that is so.
     """
 
+    slots: int = 1
     overlaps: int = 0
     leaving: str = ""
+    _computing: int = 0
     _refused: set[tuple[str, int]] = field(default_factory=set)
     _present: set[tuple[str, int]] = field(default_factory=set)
     _running: dict[tuple[str, int], Activity] = field(default_factory=dict)
@@ -143,6 +153,7 @@ class Attempts:
         with self._changed:
             for activity in self._running.values():
                 activity.cancelled = True
+            self._changed.notify_all()
 
     @contextlib.contextmanager
     def begin(self, job_id: str, number: int) -> Iterator[Activity]:
@@ -174,19 +185,55 @@ class Attempts:
             activity = self._running.get(key)
             if activity is not None:
                 activity.cancelled = True
+                self._changed.notify_all()
             else:
                 self._refused.add(key)
             # One that is here tells its own end, which may be that it is done.
             return key in self._present or activity is not None
 
-    def refuse(self, job_id: str, number: int) -> bool:
-        """Keep an attempt from beginning; False if it is in the process already."""
+    def give_back(self, job_id: str, number: int) -> bool:
+        """Keep an attempt from beginning; False if it is in the process, where it may only wait for its turn.
+
+        Then it ends by that, and tells so itself.
+        """
         with self._changed:
             key = job_id, number
-            if key in self._present or key in self._running:
-                return False
-            self._refused.add(key)
-            return True
+            activity = self._running.get(key)
+            if activity is not None:
+                activity.given_back = True
+                self._changed.notify_all()
+            elif key not in self._present:
+                self._refused.add(key)
+                return True
+            return False
+
+    @contextlib.contextmanager
+    def turn(self, activity: Activity) -> Iterator[None]:
+        """Let the attempt compute while the block runs, once fewer than `slots` do.
+
+        Raises
+        ------
+        CancelledAttemptError
+            It was cancelled meanwhile.
+        GivenBackError
+            It was asked back meanwhile.
+        """
+        activity.turn_to(WAITS)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._computing < self.slots or activity.cancelled or activity.given_back
+            )
+            if activity.cancelled:
+                raise CancelledAttemptError("stopped while it waited for its turn")
+            if self._computing >= self.slots:
+                raise GivenBackError(BEHIND)
+            self._computing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._computing -= 1
+                self._changed.notify_all()
 
     @property
     def count(self) -> int:

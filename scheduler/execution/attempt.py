@@ -17,7 +17,7 @@ from memcore.registry import memory_type_names
 from pools.holder import held_by
 from pools.oom import is_oom
 from scheduler.core.events import Cancelled, Done, Failed, Outcome, OutOfMemory, Refused, WorkerDied
-from scheduler.execution.activity import WAITS, Activity, CancelledAttemptError
+from scheduler.execution.activity import Activity, CancelledAttemptError, GivenBackError
 from scheduler.execution.capture import attempt_log
 from scheduler.execution.chain import ChainStep, run_chain_in_blocks, run_named_chain
 from scheduler.execution.failures import failure_key, no_room, of_device, why_broken
@@ -161,6 +161,8 @@ def _outcome(state: WorkerState, task: AttemptTask, course: _Course) -> tuple[Ou
             _carry_out(state, task, course, activity)
         except CancelledAttemptError as error:
             return Cancelled(str(error)), ""
+        except GivenBackError as error:
+            return WorkerDied(str(error), blame=False), ""
         except RefusedError as error:
             # A snapshot of the host mustn't be taken for one of the device that the job was placed on.
             snapshot = error.denial.snapshot
@@ -265,9 +267,8 @@ def _compute(
 
     @contextlib.contextmanager
     def segment(*, last: bool) -> Iterator[None]:
-        activity.turn_to(WAITS)
         asked = time.monotonic()
-        with state.compute:
+        with state.attempts.turn(activity):
             course.waited_s += time.monotonic() - asked
             activity.turn_to("computes")
             began = time.time()

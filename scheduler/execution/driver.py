@@ -349,9 +349,9 @@ class Driver(UnderWay):
             self._feed(AttemptBegan(now, job_id, number, elapsed))
         process = self._fleet.get(pulse.address)
         if process is not None and process.on_cpu:
-            longest = max((elapsed for elapsed, _, _ in pulse.attempts.values()), default=0.0)
-            if longest >= LONG_S:
-                self._take_back(process, [key for key in process.in_flight if key not in pulse.attempts])
+            at_work = {key for key, (elapsed, _, _) in pulse.attempts.items() if elapsed >= LONG_S}
+            if at_work:
+                self._take_back(process, [key for key in process.in_flight if key not in at_work])
 
     # workers
 

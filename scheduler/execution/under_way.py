@@ -15,12 +15,12 @@ from distributed.scheduler import KilledWorker
 
 from scheduler.core.events import AttemptEnded, Cancelled, Done, Event, Failed, Outcome, TimedOut, WorkerDied
 from scheduler.core.model import DeviceKind, Placement
+from scheduler.execution.activity import BEHIND
 from scheduler.execution.crew import ClusterTerms, Crew
 from scheduler.execution.fleet import Fleet
 from scheduler.execution.record import JournalRecord
 from scheduler.execution.task import AttemptKey, AttemptReport, AttemptTask, Returned
 from scheduler.execution.watchdog import Watchdog
-from scheduler.execution.worker_plugin import BEHIND
 from scheduler.execution.worker_process import WorkerProcess
 
 STOP_GRACE_S = 10.0

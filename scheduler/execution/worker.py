@@ -77,8 +77,7 @@ class WorkerState:
         self._limit = limit = limit or ProcessLimit()
         self.pools = PoolSet(host_limit=limit.of(host.total_bytes), device_limits=self._device_limits())
         # More attempts may be admitted than compute at once: the others read or write meanwhile.
-        self.compute = threading.BoundedSemaphore(max(1, device.slots))
-        self.attempts = Attempts()
+        self.attempts = Attempts(max(1, device.slots))
         self.array_files = ArrayFiles()
         self.residents = Residents(
             self._hold_resident,

@@ -15,6 +15,7 @@ from distributed import Scheduler, SchedulerPlugin, Status, Worker, WorkerPlugin
 
 from scheduler.core.events import Cancelled, WorkerDied
 from scheduler.core.model import Device, DeviceKind, DeviceSnapshot
+from scheduler.execution.activity import BEHIND
 from scheduler.execution.capture import redirect_worker_output, restore_output, route_attempts_output
 from scheduler.execution.departure import drain_on_signals, ignore_signals
 from scheduler.execution.environment import DEVICE_VARIABLE, LEAVE_VARIABLE
@@ -37,7 +38,6 @@ WORKER_PIDS = "worker-pids"
 PULSE_S = 0.5
 IDLE_PULSE_S = 2.0
 READING_S = 0.25
-BEHIND = "it waited behind one that takes long"
 
 
 def read_worker_pids(run_dir: Path) -> list[int]:
@@ -310,10 +310,10 @@ def _evict(state: WorkerState, name: str) -> bool:
 
 
 async def give_back_here(keys: list[AttemptKey], topic: str, dask_worker: Worker) -> None:
-    """Begin none of these attempts that hasn't begun, and tell which come back by that."""
+    """Compute none of these attempts that doesn't yet, and tell which come back by that."""
     state = state_of(dask_worker.id, topic)
     for key in keys:
-        if state is not None and state.attempts.refuse(*key):
+        if state is not None and state.attempts.give_back(*key):
             report = AttemptReport(WorkerDied(BEHIND, blame=False), os.getpid())
             tell(dask_worker, topic, Ended(*key, report))
 

@@ -14,6 +14,7 @@ import tifffile
 from pools.virtual import VirtualDeviceMemory
 from scheduler.core.events import Done, Failed, Outcome, OutOfMemory, Refused
 from scheduler.core.model import Device, DeviceKind
+from scheduler.execution.activity import Attempts
 from scheduler.execution.attempt import run_attempt
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.task import AttemptTask, OutputTarget
@@ -102,7 +103,7 @@ def test_a_step_that_exits_fails_its_job_and_not_the_worker(
 def test_waiting_for_a_neighbours_computation_is_no_part_of_the_duration(
     begin: Begin, attempt: Callable[[str], Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = begin(HOST)
+    begin(HOST)
     clock = [0.0]
 
     @contextlib.contextmanager
@@ -113,7 +114,7 @@ def test_waiting_for_a_neighbours_computation_is_no_part_of_the_duration(
 
     times = SimpleNamespace(monotonic=lambda: clock[0], time=lambda: 0.0, strftime=lambda _format: "now")
     monkeypatch.setattr("scheduler.execution.attempt.time", times)
-    monkeypatch.setattr(state, "compute", neighbour_computes())
+    monkeypatch.setattr(Attempts, "turn", lambda *_: neighbour_computes())
     outcome = attempt("return stack")
     assert isinstance(outcome, Done)
     assert outcome.duration_s == 7.0

@@ -21,6 +21,7 @@ from scheduler.core.model import Device, DeviceKind
 from scheduler.execution import batch as batch_module
 from scheduler.execution import crew as crew_module
 from scheduler.execution import driver as driver_module
+from scheduler.execution.activity import BEHIND, WAITS
 from scheduler.execution.batch import Batch, run_batch
 from scheduler.execution.driver import LONG_S
 from scheduler.execution.fleet import Fleet
@@ -29,7 +30,7 @@ from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.runs_here import set_worker, unset_worker
 from scheduler.execution.task import AttemptKey, AttemptTask
 from scheduler.execution.worker import MEASURED_ATTEMPTS, WorkerState
-from scheduler.execution.worker_plugin import BEHIND, give_back_here
+from scheduler.execution.worker_plugin import give_back_here
 from scheduler.execution.worker_process import WorkerProcess
 from scheduler.steps.resolve import StepSpec
 from tests.scheduler.execution.fake_cluster import CPU, GPU, MIB, ON_CPU, FakeClient, FakeFuture, World, job
@@ -427,6 +428,11 @@ def seen() -> Any:
     return sys.modules["batched"]
 
 
+def waiting(state: WorkerState) -> list[str]:
+    """The attempts in the process that wait for their turn."""
+    return [each.job_id for each in list(state.attempts._running.values()) if each.doing == WAITS]
+
+
 def test_all_of_a_batch_run_and_one_computes_at_a_time(
     told: list[Ended], make_batch: Callable[..., Batch]
 ) -> None:
@@ -478,39 +484,38 @@ def test_an_error_that_is_no_exception_ends_that_attempt_alone(
     assert len(outcomes) == 3
 
 
-def test_what_has_not_begun_is_given_back_and_the_rest_is_not(
+def test_what_waits_behind_a_long_one_is_given_back_and_that_one_is_not(
     told: list[Ended], state: WorkerState, make_batch: Callable[..., Batch]
 ) -> None:
+    worker: Any = batch_module.get_worker()
     running = threading.Thread(target=run_batch, args=(make_batch(*"abcdef"), TOPIC))
-    with state.compute:
+    with state.attempts.begin("long", 1) as long, state.attempts.turn(long):
+        long.turn_to("computes")
         running.start()
         deadline = time.monotonic() + 30.0
-        while state.attempts.count < 2 and time.monotonic() < deadline:
+        while len(waiting(state)) < 2 and time.monotonic() < deadline:
             time.sleep(0.005)
-        worker: Any = batch_module.get_worker()
-        asyncio.run(give_back_here(keys(*"abcdef"), TOPIC, worker))
-        given = [ended.job_id for ended in told]
-    running.join(30.0)
-    assert given == ["c", "d", "e", "f"]
-    assert all(ended.report.outcome == WorkerDied(BEHIND, blame=False) for ended in told[:4])
-    done = [ended.job_id for ended in told if isinstance(ended.report.outcome, Done)]
-    assert sorted(done) == ["a", "b"]
+        asyncio.run(give_back_here([*keys(*"abcdef"), ("long", 1)], TOPIC, worker))
+        running.join(30.0)
+        assert not running.is_alive(), "those that waited for their turn have gone too"
+    given = {ended.job_id for ended in told if ended.report.outcome == WorkerDied(BEHIND, blame=False)}
+    assert given == set("abcdef")
+    assert seen().begun == []
 
 
 def test_the_next_one_is_ready_while_one_computes(
     told: list[Ended], state: WorkerState, make_batch: Callable[..., Batch]
 ) -> None:
-    doing: list[str] = []
-    with state.compute:
+    with state.attempts.begin("other", 1) as other, state.attempts.turn(other):
+        other.turn_to("computes")
         running = threading.Thread(target=run_batch, args=(make_batch("a", "b", "c"), TOPIC))
         running.start()
         deadline = time.monotonic() + 30.0
-        while len(doing) < 2 and time.monotonic() < deadline:
+        while len(waiting(state)) < 2 and time.monotonic() < deadline:
             time.sleep(0.005)
-            doing = [each.doing for each in list(state.attempts._running.values())]
-            doing = [each for each in doing if each == "waits for its turn"]
+        ready = waiting(state)
     running.join(30.0)
-    assert len(doing) == 2
+    assert ready == ["a", "b"]
     assert len(told) == 3
 
 
