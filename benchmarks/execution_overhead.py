@@ -17,6 +17,7 @@ from benchmarks.rows import Row, seconds
 from scheduler import StackJob
 from scheduler.config.model import DevicesConfig
 from scheduler.execution.devices import usable_cores
+from scheduler.execution.fleet import READY
 from scheduler.execution.local import local_scheduler
 from scheduler.execution.stack_scheduler import StackScheduler
 
@@ -76,11 +77,12 @@ def mapped(client: Client, function: Callable[..., Any], count: int) -> None:
 def no_ops(rounds: int, count: int) -> list[Row]:
     """A job that does nothing, ours and bare, in turn on the same processes.
 
-    Both keep as many in flight as our window is: a running and a ready one for each process.
+    Both keep as many in flight as our window is for very short jobs: a running one and several ready ones for
+    each process.
     """
     rows: list[Row] = []
     with embedded() as (scheduler, client), tempfile.TemporaryDirectory() as folder:
-        slots = len(client.scheduler_info(n_workers=-1)["workers"])
+        window = (1 + READY) * len(client.scheduler_info(n_workers=-1)["workers"])
 
         def path() -> str:
             return str(Path(folder, f"{next(_numbers)}.ome.tif"))
@@ -91,7 +93,7 @@ def no_ops(rounds: int, count: int) -> list[Row]:
 
         def bare(function: Callable[..., Any], written: bool = False, with_results: bool = True) -> None:
             arguments = [(TINY, path()) if written else (TINY,) for _ in range(count)]
-            keep_in_flight(client, function, arguments, 2 * slots, with_results=with_results)
+            keep_in_flight(client, function, arguments, window, with_results=with_results)
 
         variants: dict[str, tuple[Callable[[], None], dict[str, Callable[[], None]]]] = {
             "nothing comes back": (

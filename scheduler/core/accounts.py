@@ -197,6 +197,17 @@ class DeviceAccount:
         return self.slots + (0 if self.lengthy else self.slots * self.device.prefetch // self.device.slots)
 
     @property
+    def room(self) -> int:
+        """How much of it is open: a GPU's free bytes; a CPU's free slots first, then places behind others.
+
+        Host memory is everybody's: a CPU's place in the list shouldn't move with every job on a GPU.
+        """
+        if not self.cls.is_cpu:
+            return self.free
+        running = len(self.running)
+        return (max(0, self.slots - running) << 32) + self._limit - running
+
+    @property
     def for_one(self) -> int:
         """The part of `free` that one attempt may have: none gets more than its worker process may take."""
         return min(self.free, self.process_limit) if self.cls.is_cpu else self.free
@@ -244,9 +255,7 @@ class DeviceAccount:
         """Put this device where it belongs in its class's list of open devices."""
         key = None
         if len(self.running) < self._limit and self.claim is None:
-            # host memory is everybody's: a CPU's place in the list shouldn't move with every job on a GPU
-            room = self._limit - len(self.running) if self.cls.is_cpu else self.free
-            key = (room, self.ordinal)
+            key = (self.room, self.ordinal)
         if key == self.key:
             return
         opened = self.cls.open

@@ -114,6 +114,7 @@ class Attempts:
     leaving: str = ""
     _computing: int = 0
     _refused: set[tuple[str, int]] = field(default_factory=set)
+    _asked_back: set[tuple[str, int]] = field(default_factory=set)
     _present: set[tuple[str, int]] = field(default_factory=set)
     _running: dict[tuple[str, int], Activity] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -131,7 +132,8 @@ class Attempts:
             yield admitted
         finally:
             with self._changed:
-                self._present.discard(key)
+                for keys in (self._present, self._refused, self._asked_back):
+                    keys.discard(key)
                 self._changed.notify_all()
 
     def leave(self, reason: str) -> frozenset[tuple[str, int]]:
@@ -166,10 +168,10 @@ class Attempts:
         """
         with self._changed:
             if (job_id, number) in self._refused:
-                self._refused.discard((job_id, number))
                 raise CancelledAttemptError("cancelled before it began")
             self.overlaps += bool(self._running)
             activity = Activity(job_id, number, time.monotonic(), not self._running, self.overlaps, self)
+            activity.given_back = (job_id, number) in self._asked_back
             self._running[job_id, number] = activity
         try:
             yield activity
@@ -202,7 +204,9 @@ class Attempts:
             if activity is not None:
                 activity.given_back = True
                 self._changed.notify_all()
-            elif key not in self._present:
+            elif key in self._present:
+                self._asked_back.add(key)
+            else:
                 self._refused.add(key)
                 return True
             return False

@@ -18,7 +18,7 @@ class Regularly:
         self._interval_s = interval_s
         self._tasks = tasks
         self._closing = threading.Event()
-        self._last_problem = ""
+        self._problems: dict[str, str] = {}
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -33,6 +33,6 @@ class Regularly:
                 try:
                     do()
                 except Exception as error:  # noqa: BLE001  tried again in a moment
-                    if repr(error) != self._last_problem:
-                        self._last_problem = repr(error)
+                    if repr(error) != self._problems.get(what):
+                        self._problems[what] = repr(error)
                         _log.warning("this worker can't %s now: %r", what, error)

@@ -122,7 +122,9 @@ class UnderWay(ABC):
                 self._watchdog.submitted(key, process.address, time.monotonic())
 
     def _take_back(self, process: WorkerProcess, keys: Sequence[AttemptKey]) -> None:
-        """Give those that wait in a process behind one that takes long to others, unless they have begun."""
+        """Give those that wait in a process behind one that takes long to others, unless none has room."""
+        others = [each for each in self._fleet.processes_of(process.hello.device.uuid) if each is not process]
+        keys = [key for key in keys if any(each.holds_beside(process.host_bytes[key]) for each in others)]
         unsent = [key for key in keys if key in process.outbox]
         self._fleet.take_back(process, [key for key in keys if key not in process.unfetched.union(unsent)])
         for key in unsent:
@@ -212,7 +214,7 @@ class UnderWay(ABC):
     def _conclude(
         self, placement: Placement, outcome: Outcome, report: AttemptReport | None, array: Any = None
     ) -> None:
-        if isinstance(outcome, WorkerDied) and not outcome.blame:
+        if isinstance(outcome, WorkerDied) and not outcome.blame and outcome.reason != BEHIND:
             self._requeues[placement.job_id] += 1
             if self._requeues[placement.job_id] > MAX_REQUEUES:
                 outcome = Failed(

@@ -208,11 +208,10 @@ class WorkerState:
             try:
                 return self._reserve(what, needs)
             except RefusedError:
-                if not trimmed:
-                    trimmed = True
-                    trim_heap()
-                elif self.residents.make_room(but=own_state) is None:
+                if trimmed and self.residents.make_room(but=own_state) is None:
                     raise
+                trim_heap()
+                trimmed = True
 
     def _kept_on_device(self) -> int | None:
         """Bytes that can't be given back; None while another attempt's may be among them."""

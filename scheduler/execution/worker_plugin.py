@@ -312,15 +312,18 @@ def _evict(state: WorkerState, name: str) -> bool:
 async def give_back_here(keys: list[AttemptKey], topic: str, dask_worker: Worker) -> None:
     """Compute none of these attempts that doesn't yet, and tell which come back by that."""
     state = state_of(dask_worker.id, topic)
-    for key in keys:
-        if state is not None and state.attempts.give_back(*key):
-            report = AttemptReport(WorkerDied(BEHIND, blame=False), os.getpid())
-            tell(dask_worker, topic, Ended(*key, report))
+    if state is None:
+        return
+    back = [key for key in keys if state.attempts.give_back(*key)]
+    await asyncio.sleep(0)  # the end of one that has just gone is told by its thread, and comes first
+    for key in back:
+        tell(dask_worker, topic, Ended(*key, AttemptReport(WorkerDied(BEHIND, blame=False), os.getpid())))
 
 
 async def cancel_here(job_id: str, number: int, topic: str, dask_worker: Worker) -> None:
     """End an attempt: one that runs stops before its next step, one that hasn't begun never does."""
     state = state_of(dask_worker.id, topic)
     if state is not None and not state.attempts.cancel(job_id, number):
+        await asyncio.sleep(0)  # as above
         report = AttemptReport(Cancelled("it was cancelled before it began"), os.getpid())
         tell(dask_worker, topic, Ended(job_id, number, report))

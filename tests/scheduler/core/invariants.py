@@ -41,8 +41,7 @@ def check_invariants(dispatcher: Dispatcher) -> None:
         entries = [entry for entry in account.cls.open if entry[2] is account]
         assert len(entries) == is_open, (uuid, account.key)
         if is_open:
-            room = account.window - len(account.running) if account.cls.is_cpu else account.free
-            assert entries[0][0] == room
+            assert entries[0][0] == account.room
         assert account.cls.open == sorted(account.cls.open, key=lambda entry: entry[:2])
 
     # every waiting job waits in exactly one group, which is in the books

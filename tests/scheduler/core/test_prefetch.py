@@ -199,6 +199,17 @@ def test_a_report_that_a_short_job_runs_changes_nothing():
     assert len(world.running) == 18
 
 
+def test_a_free_slot_is_found_however_many_other_hosts_have_places_for_short_jobs():
+    hosts = [f"h{number}" for number in range(70)]
+    world = World(*(replace(cpu(slots=2, total=64, host=host), prefetch=16) for host in hosts))
+    world.measure(on_cpu(0.1, cost=0.1), kind="k")
+    world.measure(on_cpu(0.1, cost=60.0), kind="long")
+    world.add(*jobs(1, on_cpu(0.1, cost=60.0), kind="long"))
+    world.add(*jobs(5000, on_cpu(0.1, cost=0.1), kind="k"))
+    busy = world.running["long0"].host
+    assert sum(placement.host == busy for placement in world.running.values()) == 2
+
+
 def test_every_host_keeps_jobs_ready():
     hosts = ("one", "two")
     world = World(*(replace(cpu(slots=2, total=64, host=host), prefetch=16) for host in hosts))

@@ -21,14 +21,15 @@ from scheduler.core.model import Device, DeviceKind
 from scheduler.execution import batch as batch_module
 from scheduler.execution import crew as crew_module
 from scheduler.execution import driver as driver_module
-from scheduler.execution.activity import BEHIND, WAITS
+from scheduler.execution.activity import BEHIND, WAITS, CancelledAttemptError, GivenBackError
 from scheduler.execution.batch import Batch, run_batch
 from scheduler.execution.driver import LONG_S
 from scheduler.execution.fleet import Fleet
 from scheduler.execution.messages import SMALL_BYTES, Ended, Hello, Leaving, Pulse, heard
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.runs_here import set_worker, unset_worker
-from scheduler.execution.task import AttemptKey, AttemptTask
+from scheduler.execution.task import AttemptKey, AttemptReport, AttemptTask
+from scheduler.execution.under_way import MAX_REQUEUES
 from scheduler.execution.worker import MEASURED_ATTEMPTS, WorkerState
 from scheduler.execution.worker_plugin import give_back_here
 from scheduler.execution.worker_process import WorkerProcess
@@ -319,6 +320,32 @@ def test_what_waits_behind_one_that_takes_long_goes_elsewhere(world: World) -> N
     assert [len(world.record.outcomes[name]) for name in "abcdefghi"] == [1, *[2] * 8]
 
 
+def test_what_no_other_process_could_take_stays_behind_the_long_one(world: World) -> None:
+    def report_a_long_one() -> None:
+        world.driver.hear(Pulse("w1", {("a", 1): (LONG_S, "computes", 0.0)}))
+
+    def go_on() -> None:
+        assert world.client.calls == []
+        world.client.work = lambda future: end_all(world, future)
+        end_all(world)
+
+    in_turn(world, report_a_long_one, lambda: time.sleep(0.1), go_on)
+    assert run_all(world) == "done"
+    assert all(len(outcomes) == 1 for outcomes in world.record.outcomes.values())
+
+
+def test_a_job_is_not_given_up_for_having_waited_behind_others(world: World) -> None:
+    back = WorkerDied(BEHIND, blame=False)
+
+    def give_back_or_end(future: FakeFuture) -> None:
+        for task in future.tasks:
+            world.end(future, Done() if task.number > 2 * MAX_REQUEUES else back, task=task)
+
+    world.client.work = give_back_or_end
+    assert world.run(job("a")) == "done"
+    assert len(world.record.outcomes["a"]) == 2 * MAX_REQUEUES + 1
+
+
 def test_what_is_unsent_when_the_run_is_stopped_is_left_for_resume(world: World) -> None:
     def end_one_and_stop() -> None:
         world.end(world.futures[0])
@@ -501,6 +528,41 @@ def test_what_waits_behind_a_long_one_is_given_back_and_that_one_is_not(
     given = {ended.job_id for ended in told if ended.report.outcome == WorkerDied(BEHIND, blame=False)}
     assert given == set("abcdef")
     assert seen().begun == []
+
+
+def test_the_end_of_one_that_has_just_gone_is_told_before_that_it_is_given_back(
+    told: list[Ended], state: WorkerState
+) -> None:
+    async def ask() -> None:
+        loop = asyncio.get_running_loop()
+        # As a thread tells it through Dask, while the loop is busy.
+        loop.call_soon_threadsafe(told.append, Ended("a", 1, AttemptReport(Done(), 1)))
+        worker: Any = batch_module.get_worker()
+        await give_back_here(keys("a"), TOPIC, worker)
+
+    asyncio.run(ask())
+    assert [type(ended.report.outcome) for ended in told] == [Done, WorkerDied]
+
+
+def test_one_that_is_asked_back_on_its_way_in_goes_back_too(state: WorkerState) -> None:
+    attempts = state.attempts
+    with attempts.begin("long", 1) as long, attempts.turn(long), attempts.present("a", 1):
+        assert not attempts.give_back("a", 1)
+        with attempts.begin("a", 1) as late, pytest.raises(GivenBackError), attempts.turn(late):
+            pass
+    assert not attempts._refused
+    assert not attempts._asked_back
+
+
+def test_one_that_waits_for_its_turn_is_cancelled_at_once(state: WorkerState) -> None:
+    attempts = state.attempts
+    with attempts.begin("long", 1) as long, attempts.turn(long), attempts.begin("a", 1) as waits:
+        stopped = threading.Timer(0.05, attempts.cancel, ("a", 1))
+        stopped.start()
+        with pytest.raises(CancelledAttemptError), attempts.turn(waits):
+            pass
+    with attempts.begin("b", 1) as next_one, attempts.turn(next_one):
+        assert attempts._computing == 1
 
 
 def test_the_next_one_is_ready_while_one_computes(
