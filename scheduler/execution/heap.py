@@ -7,6 +7,7 @@ import sys
 # mallopt(3); the numbers are glibc's.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 KEPT_BYTES = 64 << 20
+LIMIT_FOR_ONE_KEPT = 16
 LARGEST_ON_HEAP = 32 << 20
 # After so many seconds without an attempt nothing is kept, and beside attempts no more than this for so long.
 IDLE_S = 0.5
@@ -17,13 +18,16 @@ DASKS_TRIM_THRESHOLD = "65536"
 _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX", "MALLOC_TOP_PAD_")
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(limit_bytes: int = 0) -> bool:
     """Have the heap of this process keep up to 64 MiB of what is freed, for the next step to take.
 
     A fresh page costs a fault and is cleared first. Arrays of up to 32 MiB come from one heap for all
     threads; a larger one has pages of its own. False where somebody has chosen otherwise in the environment,
-    or the C library isn't glibc.
+    where a process that may have no more than `limit_bytes` (0: no limit) can't spare so much, and where the C
+    library isn't glibc.
     """
+    if 0 < limit_bytes < LIMIT_FOR_ONE_KEPT * KEPT_BYTES:
+        return False
     chosen = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     if chosen not in ({}, {"MALLOC_TRIM_THRESHOLD_": DASKS_TRIM_THRESHOLD}):
         return False

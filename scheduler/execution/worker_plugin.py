@@ -58,7 +58,7 @@ class StackyardWorker(WorkerPlugin):  # type: ignore[misc]  # distributed's type
         """Bind the process to its device, and say hello."""
         settings = self.settings
         if worker.nanny is not None:  # else it may be the process of a user's own program
-            keep_freed_memory()
+            keep_freed_memory(worker.memory_manager.memory_limit or 0)
         if settings.devices:
             hello, state = self._ours(worker)
         else:

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 from scheduler.execution.heap import keep_freed_memory, trim_heap
 
-kept = keep_freed_memory() if sys.argv[1] == "keep" else False
+kept = keep_freed_memory(*map(int, sys.argv[2:])) if sys.argv[1] == "keep" else False
 
 def work():
     for _ in range(20):
@@ -46,7 +46,7 @@ def run(mode: str, **variables: str) -> tuple[bool, int, int]:
     """Whether the heap was told to keep, page faults, and bytes that a trim gave back."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run(
-        [sys.executable, "-c", CODE, mode],
+        [sys.executable, "-c", CODE, *mode.split()],
         env=clean | variables,
         capture_output=True,
         text=True,
@@ -65,6 +65,11 @@ def test_memory_that_a_step_frees_is_there_for_the_next_one_without_faults() -> 
     assert not not_kept
     assert faults < faults_before / 10
     assert given <= KEPT_BYTES
+
+
+@pytest.mark.parametrize(("mib", "kept"), [(0, True), (1023, False), (1024, True)])
+def test_a_process_with_a_small_limit_keeps_nothing(mib: int, kept: bool) -> None:
+    assert run(f"keep {mib << 20}")[0] == kept
 
 
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"])
