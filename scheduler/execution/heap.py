@@ -22,9 +22,10 @@ def keep_freed_memory(limit_bytes: int = 0) -> bool:
     """Have the heap of this process keep up to 64 MiB of what is freed, for the next step to take.
 
     A fresh page costs a fault and is cleared first. Arrays of up to 32 MiB come from one heap for all
-    threads; a larger one has pages of its own. False where somebody has chosen otherwise in the environment,
-    where a process that may have no more than `limit_bytes` (0: no limit) can't spare so much, and where the C
-    library isn't glibc.
+    threads; a larger one has pages of its own.
+
+    False where somebody has chosen otherwise in the environment, where the C library isn't glibc, and where
+    the process may have so little in all (`limit_bytes`, 0: as much as there is) that it can't spare that.
     """
     if 0 < limit_bytes < LIMIT_FOR_ONE_KEPT * KEPT_BYTES:
         return False
