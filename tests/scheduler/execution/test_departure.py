@@ -25,7 +25,12 @@ def test_a_process_near_its_limit_is_ended_for_its_memory() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [lambda: worker(10 * resident()), lambda: worker(None), lambda: worker(0), lambda: worker(resident(), None)],
+    [
+        lambda: worker(10 * resident()),
+        lambda: worker(None),
+        lambda: worker(0),
+        lambda: worker(resident(), None),
+    ],
     ids=["far from its limit", "without a limit", "a limit of 0", "without a nanny"],
 )
 def test_any_other_process_was_asked_for_another_reason(other: Any) -> None:
