@@ -113,6 +113,7 @@ class Crew:
             return
         if not process.leaving:
             process.leaving, process.let_go = leaving.reason, leaving.let_go
+            process.outgrown = leaving.outgrown
             self.devices_changed(leaving.reason)
         if leaving.begun is not None:
             for key in process.in_flight.keys() - leaving.begun:
@@ -161,7 +162,7 @@ class Crew:
             self.gone.remove(process)
             self.fleet.remove(process)
             blame = not process.leaving and not process.ended_by_us
-            suspects = process.may_have_begun if blame else frozenset()
+            suspects = process.may_have_begun if blame or process.outgrown else frozenset()
             for key in list(process.in_flight):
                 self.end_with(key, process, key in suspects)
 

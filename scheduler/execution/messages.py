@@ -61,12 +61,14 @@ class Leaving:
     """A worker process is about to go: it ends the attempts in `begun`, and begins no other.
 
     `begun` has them by (job, number); None where it isn't known. `let_go`: it goes once somebody closes it.
+    `outgrown`: it has more memory than it may have, and is killed unless it is done in a moment.
     """
 
     address: str
     reason: str
     begun: frozenset[tuple[str, int]] | None = None
     let_go: bool = False
+    outgrown: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,17 @@ from typing import Any
 from distributed import Future
 from distributed.scheduler import KilledWorker
 
-from scheduler.core.events import AttemptEnded, Cancelled, Done, Event, Failed, Outcome, TimedOut, WorkerDied
+from scheduler.core.events import (
+    AttemptEnded,
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    Outcome,
+    OutOfMemory,
+    TimedOut,
+    WorkerDied,
+)
 from scheduler.core.model import DeviceKind, Placement
 from scheduler.execution.activity import BEHIND
 from scheduler.execution.crew import ClusterTerms, Crew
@@ -281,6 +291,8 @@ class UnderWay(ABC):
             outcome: Outcome = Cancelled(attempt.reason)
         elif attempt.done:
             outcome = WorkerDied(LOST_ARRAY, blame=False)
+        elif blame and process.outgrown:
+            outcome = OutOfMemory(None, None, on_host=True, error=process.leaving)
         elif blame:
             outcome = WorkerDied()
         else:

@@ -147,13 +147,13 @@ class StackyardWorker(WorkerPlugin):  # type: ignore[misc]  # distributed's type
                 target=_close_when_idle, args=(worker.id, state), name="stackyard-close", daemon=True
             ).start()
             return
-        await self._drain(worker, state, "it is being closed")
+        await self._drain(worker, state, "it is being closed", False)
         await asyncio.to_thread(_close, worker.id, state)
 
-    async def _drain(self, worker: Worker, state: WorkerState, reason: str) -> None:
+    async def _drain(self, worker: Worker, state: WorkerState, reason: str, outgrown: bool) -> None:
         """Say that the process is about to go, and let it end what it has begun."""
         begun = state.attempts.leave(reason)
-        tell(worker, self.settings.topic, Leaving(worker.address, reason, begun))
+        tell(worker, self.settings.topic, Leaving(worker.address, reason, begun, outgrown=outgrown))
         await asyncio.to_thread(state.attempts.wait_for_none, self.settings.drain_s)
 
 

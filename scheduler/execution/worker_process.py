@@ -29,6 +29,8 @@ class WorkerProcess:
         It is replaced once nothing is in flight there.
     let_go
         It is closed, together with its nanny, once nothing is in flight there.
+    outgrown
+        It is ended since it has outgrown its memory limit.
     ended_by_us
         What is in flight there isn't to blame for its end.
     left_at
@@ -46,6 +48,7 @@ class WorkerProcess:
     leaving: str = ""
     retired: bool = False
     let_go: bool = False
+    outgrown: bool = False
     ended_by_us: bool = False
     left_at: float | None = None
     drains: bool = False

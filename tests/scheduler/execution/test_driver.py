@@ -83,6 +83,38 @@ def test_the_end_of_a_process_is_not_that_of_the_next_one_at_its_address() -> No
     assert len(world.futures) == 1
 
 
+def test_an_attempt_whose_process_outgrew_its_memory_limit_ran_out_of_memory() -> None:
+    reason = "its nanny ends it, for it had 240 MiB, and its memory limit is 225 MiB"
+
+    def outgrow_and_die(future: FakeFuture) -> None:
+        if len(world.futures) > 1:
+            world.end(future)
+            return
+        world.driver.hear(Leaving("w1", reason, frozenset({("a", 1)}), outgrown=True))
+        world.leave("w1")
+        world.join("w2")
+
+    world = World(outgrow_and_die)
+    world.join("w1")
+    assert world.run(job("a")) == "done"
+    first, second = world.record.outcomes["a"]
+    assert first == OutOfMemory(None, None, on_host=True, error=reason)
+    assert isinstance(second, Done)
+    assert world.futures[1].task.host_bytes > world.futures[0].task.host_bytes
+
+
+def test_one_that_a_departing_process_still_ends_counts_though_it_has_outgrown_its_limit() -> None:
+    def outgrow_and_end(future: FakeFuture) -> None:
+        world.driver.hear(Leaving("w1", "outgrown", frozenset({("a", 1)}), outgrown=True))
+        world.end(future)
+        world.leave("w1")
+
+    world = World(outgrow_and_end)
+    world.join("w1")
+    assert world.run(job("a")) == "done"
+    assert [type(outcome) for outcome in world.record.outcomes["a"]] == [Done]
+
+
 def test_a_run_that_is_stopped_leaves_what_waits_to_be_resumed() -> None:
     world = World(lambda _future: world.driver.stop("enough", 0.0))
     world.join("w1")
