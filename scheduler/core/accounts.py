@@ -31,6 +31,7 @@ class DeviceClass:
         self.restricted: dict[int, Group] = {}
         self.warm: dict[str, dict[int, Group]] = {}
         self._available: int | None = None
+        self._slots: int | None = None
         self._host_capacity: int | None = None
         self._uneven: bool | None = None
 
@@ -39,6 +40,12 @@ class DeviceClass:
         if self._available is None:
             self._available = max((a.available for a in self.accounts if a.slots), default=-1)
         return self._available
+
+    def slots(self) -> int:
+        """The slots of all its devices."""
+        if self._slots is None:
+            self._slots = sum(account.slots for account in self.accounts)
+        return self._slots
 
     def attempt_host_bytes(self) -> int:
         """The most host memory that a process of any of these devices lets an attempt have.
@@ -67,7 +74,7 @@ class DeviceClass:
 
     def strangers_moved(self) -> None:
         """What a device offers has changed for another reason than our own reservations."""
-        self._available = self._host_capacity = self._uneven = None
+        self._available = self._host_capacity = self._uneven = self._slots = None
 
 
 class HostAccount:

@@ -37,7 +37,10 @@ class Placer:
         """Start waiting jobs on the class's open devices, one at a time, the roomiest device first."""
         while cls.open:
             # the roomiest device takes any job that fits on some device, but for those that are particular
-            particular = cls.restricted or self.state.alone[cls.index] or cls.uneven() or cls.is_cpu
+            first = cls.open[-1][2]
+            # which CPUs keep how many short jobs ready is a matter of each
+            only_behind = cls.is_cpu and len(first.running) >= first.slots
+            particular = cls.restricted or self.state.alone[cls.index] or cls.uneven() or only_behind
             roomiest = cls.open[: -RESTRICTED_LOOKED_AT if particular else -2 : -1]
             if not any(self.start_one(account) for _, _, account in roomiest):
                 break
@@ -52,7 +55,8 @@ class Placer:
             if account.residents:
                 self._evict_for(account)
             return False
-        if account.cls.is_cpu and len(account.running) >= account.slots * self._rounds(account, *choice):
+        ahead = account.cls.is_cpu and len(account.running) >= account.slots
+        if ahead and len(account.running) >= account.slots * self._rounds(account, *choice):
             return False
         self._start(account, *choice)
         return True

@@ -68,7 +68,7 @@ class State:
     @property
     def cpu_slots(self) -> int:
         """Slots of all CPUs."""
-        return sum(host.cpu.slots for host in self.hosts.values() if host.cpu is not None)
+        return sum(cls.slots() for cls in self.classes if cls.is_cpu)
 
     def add_device(self, device: Device) -> DeviceAccount:
         """Open an account for a new device; the caller queues the groups anew whose options that changes."""
