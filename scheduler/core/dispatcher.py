@@ -176,7 +176,9 @@ class Dispatcher:
 
     def _device_released(self, event: events.DeviceReleased) -> None:
         record = self._running(event)
-        account = self._placer.vacate(record, release_host=False) if record is not None else None
+        if record is None or record.strikes:
+            return  # a suspect is alone in its process until its end: what comes next might hide who did it
+        account = self._placer.vacate(record, release_host=False)
         if account is not None:
             self._endings.touch(account)
 

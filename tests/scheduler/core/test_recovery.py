@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from scheduler.core.events import (
+    DeviceReleased,
     Failed,
     JobsAdded,
     OutOfMemory,
@@ -176,6 +177,21 @@ def test_a_suspect_runs_alone_and_the_second_death_sets_it_aside():
     outcomes = {name: finish.outcome for name, finish in world.finished.items() if name.startswith("k")}
     assert outcomes == {"k0": JobOutcome.SET_ASIDE, "k1": JobOutcome.DONE, "k2": JobOutcome.DONE}
     assert "signal 11 on gpu0" in world.finished["k0"].decision.reason
+
+
+def test_a_suspect_has_its_process_to_itself_until_its_end_is_told():
+    """What began while it still wrote could hold up their process, and would be no more to blame than it."""
+    world = World(gpu(slots=4))
+    world.measure(on_gpu(1))
+    world.add(*jobs(2, on_gpu(1)))
+    world.tell(WorkerLost(1.0, "g0", 0, None, "fell silent"))
+    world.running.clear()
+    world.tell(world_joined(world))
+    (name,) = world.running
+    world.tell(DeviceReleased(world.now, name, world.running[name].attempt))
+    assert set(world.running) == {name}
+    world.end(name)
+    assert set(world.running) == {"k0", "k1"} - {name}
 
 
 def world_joined(world):
