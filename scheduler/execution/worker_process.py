@@ -78,8 +78,8 @@ class WorkerProcess:
         A task costs more than a very short job. So those that would wait in the process anyhow go together,
         when no more is left there than one running and one ready attempt for each slot.
         """
-        apart = [[key] for key, task in self.outbox.items() if not (self.on_cpu and isinstance(task, bytes))]
-        together = [key for key in self.outbox if [key] not in apart]
+        together = [key for key, task in self.outbox.items() if self.on_cpu and isinstance(task, bytes)]
+        apart = [[key] for key in self.outbox if key not in together]
         slots, lanes = self.hello.slots, self._lanes
         if len(lanes) >= slots and sum(map(len, lanes)) > 2 * slots:
             return apart

@@ -88,14 +88,19 @@ def test_of_two_gpus_only_the_one_with_a_large_process_takes_a_job_of_much_host_
     assert {placement.device for placement in world.running.values()} == {"g2"}
 
 
-def test_what_was_drained_for_a_job_that_no_process_can_take_any_more_goes_to_others():
-    world = World(replace(cpu(total=8, slots=4), attempt_host_bytes=7 * GIB), elastic=True, overtake_limit=2)
+def drain_for_a_big_job(world):
+    """Small jobs pass a big one until the CPU is drained for it."""
     world.add(*jobs(3, on_cpu(host=1), kind="small", batch=1))
     world.add(job("big", on_cpu(host=6), batch=2))
     for batch in range(3, 7):
         world.add(*jobs(1, on_cpu(host=1), kind="small", start=batch, batch=batch))
         world.end(min(world.running))
     assert "cpu is being drained for it" in world.reason("big")
+
+
+def test_what_was_drained_for_a_job_that_no_process_can_take_any_more_goes_to_others():
+    world = World(replace(cpu(total=8, slots=4), attempt_host_bytes=7 * GIB), elastic=True, overtake_limit=2)
+    drain_for_a_big_job(world)
     assert sorted(world.running) == ["small4", "small5"]
     left = WorkerLost(world.now, "c-host", 3, (), RETIRED, blame=False, attempt_host_bytes=4 * GIB)
     assert started(world.tell(left)) == ["small6"]
@@ -176,12 +181,7 @@ def test_why_a_device_is_offline_is_not_forgotten_when_it_is_probed():
 
 def test_a_device_that_was_claimed_gives_its_claim_up_with_its_last_worker():
     world = World(cpu(total=8, slots=4), overtake_limit=2)
-    world.add(*jobs(3, on_cpu(host=1), kind="small", batch=1))
-    world.add(job("big", on_cpu(host=6), batch=2))
-    for batch in range(3, 7):
-        world.add(*jobs(1, on_cpu(host=1), kind="small", start=batch, batch=batch))
-        world.end(min(world.running))
-    assert "cpu is being drained for it" in world.reason("big")
+    drain_for_a_big_job(world)
     drain(world, "c-host")
     check_invariants(world.dispatcher)
     assert "drained" not in world.reason("big")
