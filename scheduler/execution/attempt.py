@@ -271,7 +271,7 @@ def _compute(
         with state.attempts.turn(activity):
             course.waited_s += time.monotonic() - asked
             activity.turn_to("computes")
-            began = time.time()
+            began, used = time.time(), time.thread_time()
             try:
                 with course.device_peak:
                     yield
@@ -279,7 +279,9 @@ def _compute(
                 # Before the next one has its turn, which would fail by it too.
                 _look_if_broken(state, task, course)
                 raise
-            course.on_device.append((began, time.time()))
+            ended = time.time()
+            course.on_device.append((began, ended))
+            state.note_use(task.kind, computed_s=ended - began, processor_s=time.thread_time() - used)
         if state.attempts.count > 1:
             time.sleep(HAND_OVER_S)
         if last and state.on_gpu:

@@ -15,8 +15,9 @@ from scheduler.core.events import Failed, WorkerDied
 from scheduler.execution.attempt import run_attempt
 from scheduler.execution.messages import Released, tell, tell_end
 from scheduler.execution.runs_here import state_of, working_for
-from scheduler.execution.task import AttemptKey, AttemptReport, AttemptTask, Returned
+from scheduler.execution.task import AttemptKey, AttemptReport, AttemptTask, Returned, named_stacks
 from scheduler.execution.worker import WorkerState
+from scheduler.images.stack import StackSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +92,23 @@ def run_batch(batch: Batch, topic: str) -> dict[AttemptKey, Returned]:
 def _may_overlap(state: WorkerState, tasks: Iterable[AttemptTask]) -> bool:
     """False where attempts have to be alone to be measured, or where what a step's `setup` has made is used.
 
-    That may belong to the thread that made it, as a database connection does.
+    That may belong to the thread that made it, as a database connection does. And where none ever waits, for
+    a file or for anything else, a second thread would only take the first one's turn now and then.
     """
     if state.device.slots == 1 and any(state.would_measure(task.kind) for task in tasks):
+        return False
+    if all(state.never_waits(task.kind) and not _uses_files(task) for task in tasks):
         return False
     try:
         steps = [state.step(spec) for spec in {spec for task in tasks for spec in task.steps}]
     except Exception:  # noqa: BLE001  each attempt tells its own error
         return False
     return not any(step.keeps_state for step in steps)
+
+
+def _uses_files(task: AttemptTask) -> bool:
+    stacks = named_stacks(task.source).values()
+    return task.output is not None or any(isinstance(stack, StackSource) for stack in stacks)
 
 
 def _run_and_tell(worker: Worker, state: WorkerState, task: AttemptTask, topic: str) -> Returned | None:

@@ -83,6 +83,11 @@ def local_cluster(
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
         "distributed.worker.profile.enabled": False,
+        # Each worker, nanny and scheduler looks at itself ten to fifty times a second: on a machine whose cores
+        # all compute, that is taken from the jobs.
+        "distributed.admin.tick.interval": "500ms",
+        "distributed.admin.system-monitor.interval": "2s",
+        "distributed.worker.memory.monitor-interval": "200ms",
         # Devices are probed by us; Dask's own look at NVML fails the whole cluster where a driver is broken.
         "distributed.diagnostics.nvml": False,
         # Read by each Nanny when it is made, and applied before its process starts.

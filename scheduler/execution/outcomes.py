@@ -1,12 +1,15 @@
 """How attempts end, in the words of the journal and of a run's events."""
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
+from pools.stats import PoolStats
 from scheduler.core.events import Cancelled, Done, Failed, Outcome, OutOfMemory, Refused, TimedOut, WorkerDied
 from scheduler.execution.task import AttemptReport, StepRecord
 
+# `asdict` copies deeply, which is felt at the end of every attempt.
 _STEP = tuple(field.name for field in fields(StepRecord))
+_POOL = tuple(field.name for field in fields(PoolStats))
 _NAMES: dict[type[Outcome], str] = {
     Done: "done",
     OutOfMemory: "out_of_memory",
@@ -50,5 +53,7 @@ def report_detail(report: AttemptReport | None) -> dict[str, Any]:
         "steps": [{name: getattr(step, name) for name in _STEP} for step in report.steps],
         "worker_pid": report.worker_pid,
         "on_device": [list(stay) for stay in report.on_device],
-        "pools": {name: asdict(stats) for name, stats in report.pools.items()},
+        "pools": {
+            name: {key: getattr(stats, key) for key in _POOL} for name, stats in report.pools.items()
+        },
     }

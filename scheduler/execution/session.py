@@ -1,10 +1,12 @@
 """One run of the dispatcher on a Dask cluster: what joins workers, plans, driver and record."""
 
 import concurrent.futures
+import logging
 import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from distributed import Client
@@ -35,6 +37,8 @@ WORKERS_S = 60.0
 TURN_S = 0.25
 NOBODY_YET = "no worker has joined the cluster yet: the jobs wait for the first"
 CLOSED = "the scheduler is being closed"
+_log = logging.getLogger(__name__)
+OnDone = Callable[[concurrent.futures.Future[JobResult]], object]
 
 
 class StackFuture(concurrent.futures.Future[JobResult]):
@@ -55,6 +59,10 @@ class StackFuture(concurrent.futures.Future[JobResult]):
             return False
         self._session.cancel([self])
         return True
+
+    def add_done_callback(self, fn: OnDone) -> None:
+        """Call `fn` with this future when the job has ended, in a thread that it may hold up."""
+        super().add_done_callback(fn if self.done() else partial(self._session.call_back, fn))
 
     def _cancelled(self) -> None:
         super().cancel()
@@ -106,8 +114,8 @@ class Session:
         self._terms = terms
         self._requests: dict[str, JobRequest] = {}
         self._futures: dict[str, StackFuture] = {}
-        # Callbacks run there: one may submit the next job, and wait for what the driver has to see to.
-        self._results = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="stackyard-results")
+        # There one may submit the next job, and wait for what the driver has to see to.
+        self._callbacks = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="stackyard-callbacks")
         self._lock = threading.Lock()
         self._asked_to_stop = False
         self._batch = 0
@@ -248,6 +256,20 @@ class Session:
         self._asked_to_stop = True
         self._driver.stop(reason, grace_s)
 
+    def call_back(self, function: OnDone, future: StackFuture) -> None:
+        """Call a function with a future that has its result; not in the driver's thread, which it may hold up."""
+
+        def call() -> None:
+            try:
+                function(future)
+            except Exception:
+                _log.exception("a callback of job %s has raised", future.name)
+
+        try:
+            self._callbacks.submit(call)
+        except RuntimeError:  # the session has ended meanwhile
+            call()
+
     def finish(self) -> None:
         """End the session as soon as every job has its outcome."""
         self._driver.finish()
@@ -263,7 +285,7 @@ class Session:
 
     def sum_up(self, state: str | None = None) -> RunSummary:
         """Close the record, keep what was learned, and sum up; once, after the end of every future."""
-        self._results.shutdown()
+        self._callbacks.shutdown()
         self._keep(self._dispatcher.estimates)
         state = state or ("failed" if self.error is not None else self._driver.state)
         if state == "running" and self._asked_to_stop and self.record.left:
@@ -290,11 +312,11 @@ class Session:
             left = [future for future in self._futures.values() if not future.done()]
         for future in left:
             if self.error is None and self._driver.end_reason == CLOSED:
-                self._results.submit(future._cancelled)
+                future._cancelled()
                 continue
             why = self.error or JobFailedError(f"not done: {self._driver.end_reason}")
-            self._results.submit(future.set_exception, why)
-        self._results.shutdown(wait=False)
+            future.set_exception(why)
+        self._callbacks.shutdown(wait=False)
 
     def _task(self, placement: Placement) -> AttemptTask:
         request = self._requests[placement.job_id]
@@ -328,7 +350,7 @@ class Session:
             if outcome is not JobOutcome.DONE and request.output is not None:
                 self._targets.difference_update(request.output.claims())
         if outcome is JobOutcome.CANCELLED:
-            self._results.submit(future._cancelled)
+            future._cancelled()
             return
         done = report.outcome if report is not None and isinstance(report.outcome, Done) else None
         on_cpu = placement is not None and not placement.reserve_bytes
@@ -344,7 +366,7 @@ class Session:
             peak,
             reason,
         )
-        self._results.submit(future.set_result, result)
+        future.set_result(result)
 
     # what is learned
 

@@ -36,6 +36,10 @@ HOST_HEADROOM = 512 << 20
 # How far a process may grow beyond its pools before it is replaced: this, or a share of the host's memory.
 GROWTH_BYTES = 256 << 20
 GROWTH_SHARE = 0.125
+# A lease that is over so soon isn't shown to who asks for the devices.
+SHOWN_LEASE_S = 0.5
+# Above this share of its time a step's thread computes; below it waits for something.
+BUSY_SHARE = 0.5
 NOTICEABLE_BYTES = 1 << 20  # resident memory is never quite still: less isn't reported anew
 
 
@@ -97,6 +101,7 @@ class WorkerState:
         self._accounting = threading.Lock()
         self._reported: dict[str, tuple[int, int]] = {}
         self._measured: Counter[str] = Counter()
+        self._busy: dict[str, bool] = {}
         self._growth = Growth(max(GROWTH_BYTES, int(GROWTH_SHARE * host.total_bytes)))
         self._freed = FreedMemory()
         self._shown: list[tuple[str | None, str | None, int]] = []
@@ -304,7 +309,12 @@ class WorkerState:
         self.report_memory()
         resident, idle = self.held_on_host
         self._freed.look(time.monotonic(), busy=self.attempts.count > 0, unmanaged_bytes=resident - idle)
-        leases = [lease for state in (self, *self._others()) for lease in state.pools.leases()]
+        leases = [
+            lease
+            for state in (self, *self._others())
+            for lease in state.pools.leases()
+            if lease.age_s >= SHOWN_LEASE_S
+        ]
         held = [(lease.job, lease.step, lease.nbytes) for lease in leases]
         if held != self._shown:
             self._reservations.note_leases(leases)
@@ -372,6 +382,14 @@ class WorkerState:
     def would_measure(self, kind: str) -> bool:
         """True if the next attempt of the kind is to be measured, which has to be alone for that."""
         return self._measured[kind] < MEASURED_ATTEMPTS
+
+    def note_use(self, kind: str, *, computed_s: float, processor_s: float) -> None:
+        """Note how much of the time that an attempt of the kind computed its thread had the processor."""
+        self._busy[kind] = processor_s > BUSY_SHARE * computed_s
+
+    def never_waits(self, kind: str) -> bool:
+        """True if the last attempt of the kind had the processor while it computed."""
+        return self._busy.get(kind, False)
 
     def close(self) -> None:
         """Tear the steps down and give the pools back."""
