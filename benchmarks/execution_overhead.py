@@ -3,7 +3,9 @@
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ from scheduler.execution.local import local_scheduler
 from scheduler.execution.stack_scheduler import StackScheduler
 
 JOB_S = 0.1
+WARM_UP_JOBS = 16
+# Each contender's runs in a row on one cluster.
+TURNS = 2
 NO_OP_TARGET = "<= 1.3"
 IDEAL_TARGET = f"<= {1 / 0.97:.4f}"
 ON_CPU = DevicesConfig.model_validate({"gpus": [], "cpu": True})
@@ -143,57 +148,105 @@ def _no_op_row(name: str, peer: str, times: dict[str, Times], count: int, target
     )
 
 
+Contender = Callable[[str, int], None]
+"""Runs so many jobs of a kind: sleeping or computing."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobsOf100ms:
+    """What a job does, as a step of ours and as a function for the others, by kind."""
+
+    steps: Mapping[str, dict[str, Any]]
+    functions: Mapping[str, Callable[..., None]]
+
+    @classmethod
+    def here(cls) -> "JobsOf100ms":
+        """With as much to compute as takes so long on this machine."""
+        rounds = work.rounds_for(JOB_S)
+        return cls(
+            {
+                "sleeping": _step("sleeping", seconds=JOB_S),
+                "computing": _step("computing", rounds=rounds),
+            },
+            {"sleeping": partial(work.sleep, JOB_S), "computing": partial(work.work, rounds)},
+        )
+
+    @contextlib.contextmanager
+    def on_our_cluster(self) -> Iterator[dict[str, Contender]]:
+        """We, and Dask on the same processes."""
+
+        def ours(kind: str, count: int) -> None:
+            run_jobs(scheduler, [StackJob(TINY, [self.steps[kind]]) for _ in range(count)])
+
+        def by_map(kind: str, count: int) -> None:
+            mapped(client, self.functions[kind], count)
+
+        with embedded() as (scheduler, client):
+            yield {"ours": ours, "client.map on our cluster": by_map}
+
+    @contextlib.contextmanager
+    def on_dasks(self) -> Iterator[dict[str, Contender]]:
+        """A cluster as Dask makes it."""
+
+        def by_map(kind: str, count: int) -> None:
+            mapped(client, self.functions[kind], count)
+
+        def by_resources(kind: str, count: int) -> None:
+            wait(client.map(self.functions[kind], range(count), pure=False, resources={"GPU": 1}))
+
+        cluster = LocalCluster(
+            n_workers=usable_cores(),
+            threads_per_worker=1,
+            resources={"GPU": 1},
+            dashboard_address="127.0.0.1:0",
+        )
+        with cluster, Client(cluster) as client:
+            yield {"client.map": by_map, 'resources={"GPU": 1}': by_resources}
+
+    @contextlib.contextmanager
+    def in_joblib(self) -> Iterator[dict[str, Contender]]:
+        """Processes of joblib's."""
+        import joblib
+
+        def by_joblib(kind: str, count: int) -> None:
+            pool(joblib.delayed(self.functions[kind])(number) for number in range(count))
+
+        with joblib.Parallel(n_jobs=usable_cores()) as pool:
+            yield {"joblib": by_joblib}
+
+
 def efficiency(rounds: int, count: int) -> list[Row]:
     """How near sleeping and computing jobs of 100 ms come to the ideal, beside what else could run them.
 
-    Ideal is count * 100 ms, shared evenly by the processes.
+    Ideal is count * 100 ms, shared evenly by the processes. Each cluster is up only in its own turns: one
+    that waits takes a few per cent of a core.
     """
-    cores = usable_cores()
-    rounds_of_work = work.rounds_for(JOB_S)
-    kinds: dict[str, tuple[dict[str, Any], Callable[..., None]]] = {
-        "sleeping": (_step("sleeping", seconds=JOB_S), partial(work.sleep, JOB_S)),
-        "computing": (_step("computing", rounds=rounds_of_work), partial(work.work, rounds_of_work)),
-    }
+    jobs = JobsOf100ms.here()
+    ideal = count * JOB_S / usable_cores()
+    homes = [jobs.on_our_cluster, jobs.on_dasks]
+    no_joblib = why_absent("joblib")
+    if not no_joblib:
+        homes.append(jobs.in_joblib)
+    times: dict[str, dict[str, Times]] = {kind: defaultdict(Times) for kind in jobs.steps}
+    for number in range(rounds):
+        first = number % len(homes)
+        for home in homes[first:] + homes[:first]:
+            with home() as contenders:
+                for kind, found in times.items():
+                    for run in contenders.values():
+                        run(kind, WARM_UP_JOBS)
+                    runs = {name: partial(run, kind, count) for name, run in contenders.items()}
+                    for name, taken in take_turns(runs, TURNS, warm_up=False).items():
+                        found[name].wall += taken.wall
     rows: list[Row] = []
-    with contextlib.ExitStack() as stack:
-        scheduler, client = stack.enter_context(embedded())
-        labelled = LocalCluster(
-            n_workers=cores, threads_per_worker=1, resources={"GPU": 1}, dashboard_address="127.0.0.1:0"
-        )
-        stack.enter_context(labelled)
-        other = stack.enter_context(Client(labelled, set_as_default=False))
-        no_joblib = why_absent("joblib")
-        if not no_joblib:
-            import joblib
-
-            pool = stack.enter_context(joblib.Parallel(n_jobs=cores))
-
-        def ours(step: dict[str, Any]) -> None:
-            run_jobs(scheduler, [StackJob(TINY, [step]) for _ in range(count)])
-
-        def by_resources(function: Callable[..., None]) -> None:
-            wait(other.map(function, range(count), pure=False, resources={"GPU": 1}))
-
-        def by_joblib(function: Callable[..., None]) -> None:
-            pool(joblib.delayed(function)(number) for number in range(count))
-
-        for kind, (step, function) in kinds.items():
-            peers = {
-                "client.map": partial(mapped, client, function, count),
-                'resources={"GPU": 1}': partial(by_resources, function),
-            }
-            if no_joblib:
-                rows.append(Row("execution", f"{count} {kind} jobs of 100 ms", "joblib", note=no_joblib))
-            else:
-                peers["joblib"] = partial(by_joblib, function)
-            times = take_turns({"ours": partial(ours, step), **peers}, rounds)
-            rows += _efficiency_rows(kind, list(peers), times, count, count * JOB_S / cores)
+    for kind, found in times.items():
+        if no_joblib:
+            rows.append(Row("execution", f"{count} {kind} jobs of 100 ms", "joblib", note=no_joblib))
+        rows += _efficiency_rows(kind, found, count, ideal)
     return rows
 
 
-def _efficiency_rows(
-    kind: str, peers: list[str], times: dict[str, Times], count: int, ideal: float
-) -> Iterator[Row]:
+def _efficiency_rows(kind: str, times: Mapping[str, Times], count: int, ideal: float) -> Iterator[Row]:
     what = f"{count} {kind} jobs of 100 ms"
     mine = times["ours"]
     shown = f"{seconds(mine.median)} ({ideal / mine.median:.1%} of ideal)"
@@ -208,7 +261,7 @@ def _efficiency_rows(
             target=IDEAL_TARGET,
             headline=True,
         )
-    for peer in peers:
+    for peer in [name for name in times if name != "ours"]:
         median = times[peer].median
         yield Row.compared(
             "execution",

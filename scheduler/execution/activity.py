@@ -256,15 +256,14 @@ class Attempts:
         long it has used no processor time.
         """
         now = time.monotonic()
-        with self._changed:
-            lasting = [each for each in self._running.values() if now - each.began >= older_than_s]
-        if not lasting:
-            return {}
         used = processor_s()
         if self._stillness is None:
             self._stillness = _Stillness(now, used, now)
         still = self._stillness.look(used, now)
+        with self._changed:
+            running = list(self._running.values())
         return {
             (each.job_id, each.number): (each.ran_s(now), each.doing, min(still, now - each.began))
-            for each in lasting
+            for each in running
+            if now - each.began >= older_than_s
         }

@@ -155,7 +155,7 @@ def _outcome(state: WorkerState, task: AttemptTask, course: _Course) -> tuple[Ou
             activity.turn_to("loads libraries")
             load_frameworks(task.memory_types)
             course.steps = step_records(state, task)
-            if activity.alone and state.measures(task.kind):
+            if activity.alone and state.kinds.measures(task.kind):
                 host_peak.start(idle_bytes=state.idle_host.nbytes_for(_own_idle(state, task)))
             began = time.monotonic()
             _carry_out(state, task, course, activity)
@@ -281,7 +281,7 @@ def _compute(
                 raise
             ended = time.time()
             course.on_device.append((began, ended))
-            state.note_use(task.kind, computed_s=ended - began, processor_s=time.thread_time() - used)
+            state.kinds.note_use(task.kind, computed_s=ended - began, processor_s=time.thread_time() - used)
         if state.attempts.count > 1:
             time.sleep(HAND_OVER_S)
         if last and state.on_gpu:

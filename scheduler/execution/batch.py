@@ -95,9 +95,9 @@ def _may_overlap(state: WorkerState, tasks: Iterable[AttemptTask]) -> bool:
     That may belong to the thread that made it, as a database connection does. And where none ever waits, for
     a file or for anything else, a second thread would only take the first one's turn now and then.
     """
-    if state.device.slots == 1 and any(state.would_measure(task.kind) for task in tasks):
+    if state.device.slots == 1 and any(state.kinds.would_measure(task.kind) for task in tasks):
         return False
-    if all(state.never_waits(task.kind) and not _uses_files(task) for task in tasks):
+    if all(state.kinds.never_waits(task.kind) and not _uses_files(task) for task in tasks):
         return False
     try:
         steps = [state.step(spec) for spec in {spec for task in tasks for spec in task.steps}]

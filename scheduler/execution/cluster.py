@@ -17,6 +17,7 @@ from scheduler.core.model import Device, DeviceKind
 from scheduler.execution.devices import usable_cores
 from scheduler.execution.environment import thread_environment, worker_environment
 from scheduler.execution.errors import ClusterError
+from scheduler.execution.worker_settings import worker_settings
 
 LOOPBACK = "127.0.0.1"
 WRITERS = 4
@@ -77,25 +78,9 @@ def local_cluster(
     cores = usable_cores()
     specification = worker_specification(devices, cores=cores, memory_limit=host_limit)
     threads = thread_environment(max(1, cores // max(1, len(specification))))
-    settings = {
-        # Admission bounds memory; Dask would pause or spill on figures that count our idle pools.
-        "distributed.worker.memory.target": False,
-        "distributed.worker.memory.spill": False,
-        "distributed.worker.memory.pause": False,
-        "distributed.worker.profile.enabled": False,
-        # Each worker, nanny and scheduler looks at itself ten to fifty times a second: on a machine whose cores
-        # all compute, that is taken from the jobs.
-        "distributed.admin.tick.interval": "500ms",
-        "distributed.admin.system-monitor.interval": "2s",
-        "distributed.worker.memory.monitor-interval": "200ms",
-        # Devices are probed by us; Dask's own look at NVML fails the whole cluster where a driver is broken.
-        "distributed.diagnostics.nvml": False,
-        # Read by each Nanny when it is made, and applied before its process starts.
-        "distributed.nanny.pre-spawn-environ": threads,
-    }
     logging.getLogger("asyncio").addFilter(tells_news)
     # A Nanny puts these into its own process, which is this one, to hand them on.
-    with dask.config.set(settings), _restored_environment(threads):
+    with dask.config.set(worker_settings(threads)), _restored_environment(threads):
         with _ctrl_c_held_back():
             cluster = SpecCluster(
                 workers=specification,

@@ -257,12 +257,12 @@ class Session:
         self._driver.stop(reason, grace_s)
 
     def call_back(self, function: OnDone, future: StackFuture) -> None:
-        """Call a function with a future that has its result; not in the driver's thread, which it may hold up."""
+        """Call a function with a future that has ended; not in the driver's thread, which must go on."""
 
         def call() -> None:
             try:
                 function(future)
-            except Exception:
+            except Exception:  # noqa: BLE001  whatever a user's callback raises
                 _log.exception("a callback of job %s has raised", future.name)
 
         try:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from scheduler.execution.growth import Growth
 from scheduler.execution.heap import FreedMemory, trim_heap
 from scheduler.execution.holding import Holding, RefusedError
 from scheduler.execution.idle_host import NOTHING, IdleHost, OwnIdle
+from scheduler.execution.kinds import Kinds
 from scheduler.execution.regularly import Regularly
 from scheduler.execution.residents import Residents
 from scheduler.execution.run_settings import WorkerSettings
@@ -30,7 +30,6 @@ from scheduler.host.reservations import Denial, Grant, Reservations
 from scheduler.host.virtual import VirtualProbe
 from scheduler.steps.resolve import ResolvedStep, StepSpec
 
-MEASURED_ATTEMPTS = 2
 REPORT_S = 0.1
 HOST_HEADROOM = 512 << 20
 # How far a process may grow beyond its pools before it is replaced: this, or a share of the host's memory.
@@ -38,8 +37,6 @@ GROWTH_BYTES = 256 << 20
 GROWTH_SHARE = 0.125
 # A lease that is over so soon isn't shown to who asks for the devices.
 SHOWN_LEASE_S = 0.5
-# Above this share of its time a step's thread computes; below it waits for something.
-BUSY_SHARE = 0.5
 NOTICEABLE_BYTES = 1 << 20  # resident memory is never quite still: less isn't reported anew
 
 
@@ -83,6 +80,7 @@ class WorkerState:
         # More attempts may be admitted than compute at once: the others read or write meanwhile.
         self.attempts = Attempts(max(1, device.slots))
         self.array_files = ArrayFiles()
+        self.kinds = Kinds()
         self.residents = Residents(
             self._hold_resident,
             on_gpu=self.on_gpu,
@@ -100,8 +98,6 @@ class WorkerState:
         self._lock = threading.Lock()
         self._accounting = threading.Lock()
         self._reported: dict[str, tuple[int, int]] = {}
-        self._measured: Counter[str] = Counter()
-        self._busy: dict[str, bool] = {}
         self._growth = Growth(max(GROWTH_BYTES, int(GROWTH_SHARE * host.total_bytes)))
         self._freed = FreedMemory()
         self._shown: list[tuple[str | None, str | None, int]] = []
@@ -372,24 +368,6 @@ class WorkerState:
         trim_heap()
         resident, idle = self.held()[self.host.uuid]
         return resident - idle
-
-    def measures(self, kind: str) -> bool:
-        """True for the first attempts of a kind: measuring costs fresh memory, and soon tells no news."""
-        with self._lock:
-            self._measured[kind] += 1
-            return self._measured[kind] <= MEASURED_ATTEMPTS
-
-    def would_measure(self, kind: str) -> bool:
-        """True if the next attempt of the kind is to be measured, which has to be alone for that."""
-        return self._measured[kind] < MEASURED_ATTEMPTS
-
-    def note_use(self, kind: str, *, computed_s: float, processor_s: float) -> None:
-        """Note how much of the time that an attempt of the kind computed its thread had the processor."""
-        self._busy[kind] = processor_s > BUSY_SHARE * computed_s
-
-    def never_waits(self, kind: str) -> bool:
-        """True if the last attempt of the kind had the processor while it computed."""
-        return self._busy.get(kind, False)
 
     def close(self) -> None:
         """Tear the steps down and give the pools back."""

@@ -134,7 +134,7 @@ def test_a_second_ctrl_c_ends_a_hung_run_at_once_and_leaves_nothing(
     left = set(read_worker_pids(run_dir))
     assert left
     with Reservations() as table:
-        assert [row for row in table.rows() if row.pid in left] == []
+        assert [row for row in table.rows() if row.process.pid in left] == []
     assert [path.name for path in (tmp_path / "out").rglob("*") if ".part" in path.name] == []
 
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -206,6 +207,27 @@ def test_a_callback_that_takes_its_time_holds_up_no_other_job(scheduler: StackSc
     other = scheduler.submit(StackJob(stack(), [step("paused")]))
     assert seen.result(DEADLINE_S)
     assert other.result(DEADLINE_S).check()
+
+
+def test_a_callback_that_raises_is_logged_and_the_others_are_called(
+    scheduler: StackScheduler, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    called: list[str] = []
+
+    def fail(_: object) -> None:
+        raise ValueError("not my day")
+
+    future = scheduler.submit(StackJob(stack(), [gate.step], name="called"))
+    future.add_done_callback(fail)
+    future.add_done_callback(lambda ended: called.append(threading.current_thread().name))
+    gate.let_go("called")
+    assert future.result(DEADLINE_S).check()
+    until(lambda: bool(called))
+    assert called[0].startswith("stackyard-callbacks")
+    assert "a callback of job called has raised" in caplog.text
+    assert "not my day" in caplog.text
+    future.add_done_callback(lambda ended: called.append(threading.current_thread().name))
+    assert called[1:] == [threading.current_thread().name], "what has ended calls back at once"
 
 
 @pytest.mark.parametrize("voxels", [(1 << 18) - 1, 1 << 18])

@@ -63,6 +63,19 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def test_arrays_are_shown_to_others_once_they_are_held_for_a_while(
+    make_worker: Callable[[Device], WorkerState], table: Reservations
+) -> None:
+    worker = make_worker(HOST)
+    pool = worker.pools.pool("numpy", "cpu")
+    with pool.acquire((3, 5), "uint16", job="long"):
+        until(lambda: [lease.job for lease in table.leases()] == ["long"])
+        with pool.acquire((3, 5), "uint16", job="short"):
+            worker._report()
+            assert [lease.job for lease in table.leases()] == ["long"]
+    until(lambda: table.leases() == [])
+
+
 def test_a_worker_that_waits_for_work_says_when_its_memory_is_back(
     make_worker: Callable[[Device], WorkerState], table: Reservations
 ) -> None:
