@@ -3,8 +3,9 @@
     python benchmarks/execution.py [--quick | --full] [--out benchmarks/results]
 
 Contenders take turns on clusters of a worker process of one thread for each core; ratios are taken round by
-round. In the last part every worker process is killed by its nanny when it outgrows a limit that the
-chain, run by hand, exceeds. Writes execution.json with the machine.
+round. For the jobs of 100 ms the clusters take turns too. In the last part every worker process is killed by
+its nanny when it outgrows a limit that the chain, run by hand, exceeds. Writes execution.json, with the
+machine.
 """
 
 import argparse

@@ -271,7 +271,7 @@ def _compute(
         with state.attempts.turn(activity):
             course.waited_s += time.monotonic() - asked
             activity.turn_to("computes")
-            began, used = time.time(), time.thread_time()
+            began, asked, used = time.time(), time.monotonic(), time.thread_time()
             try:
                 with course.device_peak:
                     yield
@@ -279,9 +279,10 @@ def _compute(
                 # Before the next one has its turn, which would fail by it too.
                 _look_if_broken(state, task, course)
                 raise
-            ended = time.time()
-            course.on_device.append((began, ended))
-            state.kinds.note_use(task.kind, computed_s=ended - began, processor_s=time.thread_time() - used)
+            course.on_device.append((began, time.time()))
+            state.kinds.note_use(
+                task.kind, computed_s=time.monotonic() - asked, processor_s=time.thread_time() - used
+            )
         if state.attempts.count > 1:
             time.sleep(HAND_OVER_S)
         if last and state.on_gpu:

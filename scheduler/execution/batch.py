@@ -92,12 +92,13 @@ def run_batch(batch: Batch, topic: str) -> dict[AttemptKey, Returned]:
 def _may_overlap(state: WorkerState, tasks: Iterable[AttemptTask]) -> bool:
     """False where attempts have to be alone to be measured, or where what a step's `setup` has made is used.
 
-    That may belong to the thread that made it, as a database connection does. And where none ever waits, for
-    a file or for anything else, a second thread would only take the first one's turn now and then.
+    That may belong to the thread that made it, as a database connection does. And where one computes at a
+    time, and hardly waits for anything, a second thread would only hold up the first one now and then.
     """
     if state.device.slots == 1 and any(state.kinds.would_measure(task.kind) for task in tasks):
         return False
-    if all(state.kinds.never_waits(task.kind) and not _uses_files(task) for task in tasks):
+    hardly_wait = all(state.kinds.mostly_computes(task.kind) and not _uses_files(task) for task in tasks)
+    if state.device.slots == 1 and hardly_wait:
         return False
     try:
         steps = [state.step(spec) for spec in {spec for task in tasks for spec in task.steps}]

@@ -9,7 +9,7 @@ BUSY_SHARE = 0.5
 
 
 class Kinds:
-    """Which kinds are still to be measured here, and which compute without ever waiting; thread-safe."""
+    """Which kinds are still to be measured here, and which hardly wait while they compute; thread-safe."""
 
     def __init__(self) -> None:
         self._measured: Counter[str] = Counter()
@@ -30,6 +30,6 @@ class Kinds:
         """Note for how long an attempt computed, and for how much of that its thread had the processor."""
         self._busy[kind] = processor_s > BUSY_SHARE * computed_s
 
-    def never_waits(self, kind: str) -> bool:
-        """True if the last attempt of the kind had the processor while it computed."""
+    def mostly_computes(self, kind: str) -> bool:
+        """True if the thread of the kind's last attempt had the processor most of the time."""
         return self._busy.get(kind, False)

@@ -61,7 +61,11 @@ class StackFuture(concurrent.futures.Future[JobResult]):
         return True
 
     def add_done_callback(self, fn: OnDone) -> None:
-        """Call `fn` with this future when the job has ended, in a thread that it may hold up."""
+        """Call `fn` with this future when the job has ended: at once, if it has.
+
+        Else in the scheduler's thread for all callbacks, one after another; one may submit jobs, and wait for
+        them.
+        """
         super().add_done_callback(fn if self.done() else partial(self._session.call_back, fn))
 
     def _cancelled(self) -> None:
@@ -114,8 +118,10 @@ class Session:
         self._terms = terms
         self._requests: dict[str, JobRequest] = {}
         self._futures: dict[str, StackFuture] = {}
-        # There one may submit the next job, and wait for what the driver has to see to.
+        # They run there since one may submit the next job, and wait for what the driver has to see to.
         self._callbacks = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="stackyard-callbacks")
+        # Its thread starts now: where none is to be had, the session fails, and no callback is lost later.
+        self._callbacks.submit(int)
         self._lock = threading.Lock()
         self._asked_to_stop = False
         self._batch = 0
@@ -257,7 +263,7 @@ class Session:
         self._driver.stop(reason, grace_s)
 
     def call_back(self, function: OnDone, future: StackFuture) -> None:
-        """Call a function with a future that has ended; not in the driver's thread, which must go on."""
+        """Have a function called with a future that has ended; not in the driver's thread: that must go on."""
 
         def call() -> None:
             try:
@@ -267,8 +273,9 @@ class Session:
 
         try:
             self._callbacks.submit(call)
-        except RuntimeError:  # the session has ended meanwhile
-            call()
+        except RuntimeError:  # no callback is taken any more, so the session has ended, or Python does
+            if threading.current_thread() is not self._thread:
+                call()
 
     def finish(self) -> None:
         """End the session as soon as every job has its outcome."""

@@ -4,13 +4,14 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
 
 from memcore.memory_type import GpuId
 from pools import PoolSet, PressureWatcher
+from pools.stats import LeaseInfo
 from pools.virtual import VirtualDeviceMemory
 from scheduler.core.model import Device, DeviceKind, DeviceSnapshot
 from scheduler.execution.activity import Attempts
@@ -35,7 +36,7 @@ HOST_HEADROOM = 512 << 20
 # How far a process may grow beyond its pools before it is replaced: this, or a share of the host's memory.
 GROWTH_BYTES = 256 << 20
 GROWTH_SHARE = 0.125
-# A lease that is over so soon isn't shown to who asks for the devices.
+# `stackyard devices` shows leases that last so long: each change costs a turn at the table of all runs.
 SHOWN_LEASE_S = 0.5
 NOTICEABLE_BYTES = 1 << 20  # resident memory is never quite still: less isn't reported anew
 
@@ -100,7 +101,7 @@ class WorkerState:
         self._reported: dict[str, tuple[int, int]] = {}
         self._growth = Growth(max(GROWTH_BYTES, int(GROWTH_SHARE * host.total_bytes)))
         self._freed = FreedMemory()
-        self._shown: list[tuple[str | None, str | None, int]] = []
+        self._shown: list[tuple[str | None, str | None, int]] | None = []
         self._process = psutil.Process()
         self.held_on_host = (0, 0)
         tasks = {"report its memory": self._report}
@@ -305,12 +306,7 @@ class WorkerState:
         self.report_memory()
         resident, idle = self.held_on_host
         self._freed.look(time.monotonic(), busy=self.attempts.count > 0, unmanaged_bytes=resident - idle)
-        leases = [
-            lease
-            for state in (self, *self._others())
-            for lease in state.pools.leases()
-            if lease.age_s >= SHOWN_LEASE_S
-        ]
+        leases = _lasting_leases([self, *self._others()])
         held = [(lease.job, lease.step, lease.nbytes) for lease in leases]
         if held != self._shown:
             self._reservations.note_leases(leases)
@@ -377,7 +373,14 @@ class WorkerState:
         for step in self._steps.values():
             step.close()
         self.pools.close()
-        self._reservations.note_leases([lease for state in self._others() for lease in state.pools.leases()])
+        self._reservations.note_leases(_lasting_leases(self._others()))
+        for state in self._others():
+            state._shown = None  # what they have shown is gone
         if not self._others():
             self._reservations.withdraw()
         self._reservations.close()
+
+
+def _lasting_leases(states: Iterable[WorkerState]) -> list[LeaseInfo]:
+    leases = [lease for state in states for lease in state.pools.leases()]
+    return [lease for lease in leases if lease.age_s >= SHOWN_LEASE_S]

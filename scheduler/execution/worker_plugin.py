@@ -39,7 +39,7 @@ WORKER_PIDS = "worker-pids"
 PULSE_S = 0.5
 IDLE_PULSE_S = 2.0
 READING_S = 0.25
-# A step that has computed in a library waits so long at most for Python's lock, where another thread has it.
+# So soon a step that comes back from a library asks for Python's lock, where another thread has it.
 SWITCH_S = 0.0005
 
 

@@ -16,10 +16,9 @@ def worker_settings(threads: dict[str, str]) -> dict[str, Any]:
         "distributed.worker.memory.target": False,
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
-        # Every process of Dask looks at itself ten to a hundred times a second. Where all cores compute, that
-        # is taken from the jobs.
+        # Every process of Dask looks at itself again and again. Where all cores compute, that is taken from
+        # the jobs. A nanny's look at its worker's memory stays: it ends what would take the host down.
         "distributed.worker.profile.enabled": False,
-        "distributed.worker.memory.monitor-interval": "200ms",
         "distributed.admin.tick.interval": "500ms",
         "distributed.admin.system-monitor.interval": "2s",
         # Devices are probed by us; Dask's own look at NVML fails the whole cluster where a driver is broken.

@@ -1,4 +1,4 @@
-"""Attempts that travel as one Dask task: which do, what the worker does with them, and who is to blame."""
+"""Attempts that travel as one Dask task: which do, and who is to blame when its worker dies."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scheduler.core.events import Cancelled, Done, WorkerDied
-from scheduler.core.model import Device, DeviceKind
+from scheduler.core.model import Device
 from scheduler.execution import crew as crew_module
 from scheduler.execution import driver as driver_module
 from scheduler.execution.activity import BEHIND
@@ -21,7 +21,6 @@ from scheduler.execution.worker_process import WorkerProcess
 from tests.scheduler.execution.fake_cluster import CPU, GPU, MIB, ON_CPU, FakeClient, FakeFuture, World, job
 
 TOPIC = "topic"
-HOST = Device("CPU-localhost", "cpu", DeviceKind.CPU, 1 << 62)
 LARGE = np.zeros((1, 1024, 2048), np.uint8)
 
 

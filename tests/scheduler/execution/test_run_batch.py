@@ -88,7 +88,7 @@ def step(stack, *, context):
 def busy(stack):
     threads.add(threading.current_thread())
     began = time.thread_time()
-    while time.thread_time() - began < 0.002:
+    while time.thread_time() - began < 0.05:
         pass
     return stack
 
@@ -259,13 +259,28 @@ def test_what_computes_all_the_time_and_uses_no_file_has_one_thread(
     told: list[Ended], state: WorkerState, make_batch: Callable[..., Batch], tmp_path: Path
 ) -> None:
     run_batch(make_batch("a", step="busy"), TOPIC)
-    seen().threads.clear()
+    assert state.kinds.mostly_computes("kind")
     run_batch(make_batch(*"bcdef", step="busy"), TOPIC)
     assert seen().threads == {threading.current_thread()}
+    run_batch(make_batch("z", step="step"), TOPIC)
+    assert not state.kinds.mostly_computes("kind"), "it sleeps"
+    state.kinds.note_use("kind", computed_s=1.0, processor_s=1.0)
     output = OutputTarget(str(tmp_path / "out.tif"), "tiff", overwrite=True, provenance={})
+    seen().threads.clear()
     run_batch(make_batch(*"ghijk", step="busy", output=output), TOPIC)
     assert len(seen().threads) == 2, "one may write while another computes"
-    assert len(told) == 11
+    assert len(told) == 12
+    assert all(isinstance(ended.report.outcome, Done) for ended in told)
+
+
+def test_where_several_compute_at_a_time_a_batch_has_two_threads(
+    told: list[Ended], state: WorkerState, make_batch: Callable[..., Batch]
+) -> None:
+    state.device = replace(state.device, slots=2)
+    run_batch(make_batch("a", step="busy"), TOPIC)
+    seen().threads.clear()
+    run_batch(make_batch(*"bcdef", step="busy"), TOPIC)
+    assert len(seen().threads) == 2
 
 
 def test_a_failure_is_that_jobs_alone(told: list[Ended], make_batch: Callable[..., Batch]) -> None:
