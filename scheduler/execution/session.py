@@ -263,7 +263,7 @@ class Session:
         self._driver.stop(reason, grace_s)
 
     def call_back(self, function: OnDone, future: StackFuture) -> None:
-        """Have a function called with a future that has ended; not in the driver's thread: that must go on."""
+        """Have a function called with a future that has ended; never in the driver's thread."""
 
         def call() -> None:
             try:
