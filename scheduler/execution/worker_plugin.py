@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -39,8 +38,6 @@ WORKER_PIDS = "worker-pids"
 PULSE_S = 0.5
 IDLE_PULSE_S = 2.0
 READING_S = 0.25
-# So soon a step that comes back from a library asks for Python's lock, where another thread has it.
-SWITCH_S = 0.0005
 
 
 def read_worker_pids(run_dir: Path) -> list[int]:
@@ -80,7 +77,6 @@ class StackyardWorker(WorkerPlugin):  # type: ignore[misc]  # distributed's type
         if threading.current_thread() is threading.main_thread():
             # Ctrl-C reaches every process of the terminal; the driver alone decides what it means.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        sys.setswitchinterval(SWITCH_S)
         redirect_worker_output(Path(settings.run_dir, "logs", f"worker-{worker.name}.log"))
         with Path(settings.run_dir, WORKER_PIDS).open("a") as file:
             file.write(f"{os.getpid()}\n")
