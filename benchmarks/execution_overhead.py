@@ -72,9 +72,9 @@ def keep_in_flight(
             coming.add(client.submit(function, *each, pure=False))
 
 
-def mapped(client: Client, function: Callable[..., Any], count: int) -> None:
-    """All at once, and wait."""
-    futures = client.map(function, range(count), pure=False)
+def mapped(client: Client, function: Callable[..., Any], count: int, **keywords: Any) -> None:
+    """All at once, and wait; `keywords` are Dask's."""
+    futures = client.map(function, range(count), pure=False, **keywords)
     wait(futures)
     if any(future.status != "finished" for future in futures):
         raise RuntimeError("a mapped task failed")
@@ -179,22 +179,12 @@ class JobsOf100ms:
         def ours(kind: str, count: int) -> None:
             run_jobs(scheduler, [StackJob(TINY, [self.steps[kind]]) for _ in range(count)])
 
-        def by_map(kind: str, count: int) -> None:
-            mapped(client, self.functions[kind], count)
-
         with embedded() as (scheduler, client):
-            yield {"ours": ours, "client.map on our cluster": by_map}
+            yield {"ours": ours, "client.map on our cluster": partial(self._map, client)}
 
     @contextlib.contextmanager
     def on_dasks(self) -> Iterator[dict[str, Contender]]:
         """A cluster as Dask makes it."""
-
-        def by_map(kind: str, count: int) -> None:
-            mapped(client, self.functions[kind], count)
-
-        def by_resources(kind: str, count: int) -> None:
-            wait(client.map(self.functions[kind], range(count), pure=False, resources={"GPU": 1}))
-
         cluster = LocalCluster(
             n_workers=usable_cores(),
             threads_per_worker=1,
@@ -202,7 +192,13 @@ class JobsOf100ms:
             dashboard_address="127.0.0.1:0",
         )
         with cluster, Client(cluster) as client:
-            yield {"client.map on Dask's own": by_map, 'resources={"GPU": 1} on Dask\'s own': by_resources}
+            yield {
+                "client.map on Dask's own": partial(self._map, client),
+                'resources={"GPU": 1} on Dask\'s own': partial(self._map, client, resources={"GPU": 1}),
+            }
+
+    def _map(self, client: Client, kind: str, count: int, **keywords: Any) -> None:
+        mapped(client, self.functions[kind], count, **keywords)
 
     @contextlib.contextmanager
     def in_joblib(self) -> Iterator[dict[str, Contender]]:

@@ -271,18 +271,15 @@ def _compute(
         with state.attempts.turn(activity):
             course.waited_s += time.monotonic() - asked
             activity.turn_to("computes")
-            began, asked, used = time.time(), time.monotonic(), time.thread_time()
+            began = time.time()
             try:
-                with course.device_peak:
+                with course.device_peak, state.kinds.computing(task.kind):
                     yield
             except Exception:
                 # Before the next one has its turn, which would fail by it too.
                 _look_if_broken(state, task, course)
                 raise
             course.on_device.append((began, time.time()))
-            state.kinds.note_use(
-                task.kind, computed_s=time.monotonic() - asked, processor_s=time.thread_time() - used
-            )
         if state.attempts.count > 1:
             time.sleep(HAND_OVER_S)
         if last and state.on_gpu:

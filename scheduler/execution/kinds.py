@@ -1,7 +1,10 @@
 """What a worker process learns of the kinds of attempts that it runs."""
 
+import contextlib
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
 
 MEASURED_ATTEMPTS = 2
 # Above this share of its time a step's thread computes; below it waits for something.
@@ -26,9 +29,12 @@ class Kinds:
         """True if the next attempt of the kind is to be measured, which has to be alone for that."""
         return self._measured[kind] < MEASURED_ATTEMPTS
 
-    def note_use(self, kind: str, *, computed_s: float, processor_s: float) -> None:
-        """Note for how long an attempt computed, and for how much of that its thread had the processor."""
-        self._busy[kind] = processor_s > BUSY_SHARE * computed_s
+    @contextlib.contextmanager
+    def computing(self, kind: str) -> Iterator[None]:
+        """Note for how much of the block its thread has the processor, unless the block raises."""
+        began, used = time.monotonic(), time.thread_time()
+        yield
+        self._busy[kind] = time.thread_time() - used > BUSY_SHARE * (time.monotonic() - began)
 
     def mostly_computes(self, kind: str) -> bool:
         """True if the thread of the kind's last attempt had the processor most of the time."""

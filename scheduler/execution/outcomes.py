@@ -7,7 +7,6 @@ from pools.stats import PoolStats
 from scheduler.core.events import Cancelled, Done, Failed, Outcome, OutOfMemory, Refused, TimedOut, WorkerDied
 from scheduler.execution.task import AttemptReport, StepRecord
 
-# `asdict` copies deeply, which is felt at the end of every attempt.
 _STEP = tuple(field.name for field in fields(StepRecord))
 _POOL = tuple(field.name for field in fields(PoolStats))
 _NAMES: dict[type[Outcome], str] = {
@@ -50,10 +49,13 @@ def report_detail(report: AttemptReport | None) -> dict[str, Any]:
         return {}
     return {
         "times": dict(report.times),
-        "steps": [{name: getattr(step, name) for name in _STEP} for step in report.steps],
+        "steps": [_plain(step, _STEP) for step in report.steps],
         "worker_pid": report.worker_pid,
         "on_device": [list(stay) for stay in report.on_device],
-        "pools": {
-            name: {key: getattr(stats, key) for key in _POOL} for name, stats in report.pools.items()
-        },
+        "pools": {name: _plain(stats, _POOL) for name, stats in report.pools.items()},
     }
+
+
+def _plain(record: StepRecord | PoolStats, names: tuple[str, ...]) -> dict[str, Any]:
+    """As `asdict`, which copies deeply: that is felt at the end of every attempt."""
+    return {name: getattr(record, name) for name in names}

@@ -19,7 +19,7 @@ from scheduler.execution.crew import ClusterTerms
 from scheduler.execution.driver import Driver, TakeSnapshots, nobody
 from scheduler.execution.fleet import Fleet
 from scheduler.execution.messages import Ended, Hello, Left, Readings
-from scheduler.execution.task import AttemptReport, AttemptTask, OutputTarget
+from scheduler.execution.task import AttemptKey, AttemptReport, AttemptTask, OutputTarget
 
 MIB = 1 << 20
 CPU = Device("CPU-localhost", "cpu", DeviceKind.CPU, 100 * MIB, slots=2)
@@ -273,3 +273,8 @@ def killed_worker() -> KilledWorker:
 def job(name: str, *plans: JobPlan, **rest: Any) -> Job:
     """A job of the kind that all of a test's have."""
     return Job(name, "kind", plans or (ON_CPU,), **rest)
+
+
+def keys(*names: str) -> list[AttemptKey]:
+    """The first attempts at jobs."""
+    return [(name, 1) for name in names]

@@ -112,9 +112,7 @@ def test_waiting_for_a_neighbours_computation_is_no_part_of_the_duration(
         yield
         clock[0] += 7.0
 
-    times = SimpleNamespace(
-        monotonic=lambda: clock[0], thread_time=lambda: 0.0, time=lambda: 0.0, strftime=lambda _format: "now"
-    )
+    times = SimpleNamespace(monotonic=lambda: clock[0], time=lambda: 0.0, strftime=lambda _format: "now")
     monkeypatch.setattr("scheduler.execution.attempt.time", times)
     monkeypatch.setattr(Attempts, "turn", lambda *_: neighbour_computes())
     outcome = attempt("return stack")

@@ -15,10 +15,20 @@ from scheduler.execution.activity import BEHIND
 from scheduler.execution.driver import LONG_S
 from scheduler.execution.fleet import Fleet
 from scheduler.execution.messages import Hello, Leaving, Pulse
-from scheduler.execution.task import AttemptKey, AttemptTask
+from scheduler.execution.task import AttemptTask
 from scheduler.execution.under_way import MAX_REQUEUES
 from scheduler.execution.worker_process import WorkerProcess
-from tests.scheduler.execution.fake_cluster import CPU, GPU, MIB, ON_CPU, FakeClient, FakeFuture, World, job
+from tests.scheduler.execution.fake_cluster import (
+    CPU,
+    GPU,
+    MIB,
+    ON_CPU,
+    FakeClient,
+    FakeFuture,
+    World,
+    job,
+    keys,
+)
 
 TOPIC = "topic"
 LARGE = np.zeros((1, 1024, 2048), np.uint8)
@@ -27,10 +37,6 @@ LARGE = np.zeros((1, 1024, 2048), np.uint8)
 def plain_task(name: str, array: Any = None, **rest: Any) -> AttemptTask:
     array = np.zeros((1, 1, 1), np.uint8) if array is None else array
     return AttemptTask(name, "k", 1, array, (), (), 0, 0, None, **rest)
-
-
-def keys(*names: str) -> list[AttemptKey]:
-    return [(name, 1) for name in names]
 
 
 class Sent:

@@ -29,13 +29,10 @@ from scheduler.execution.task import AttemptKey, AttemptReport, AttemptTask, Out
 from scheduler.execution.worker import WorkerState
 from scheduler.execution.worker_plugin import give_back_here
 from scheduler.steps.resolve import StepSpec
+from tests.scheduler.execution.fake_cluster import keys
 
 TOPIC = "topic"
 HOST = Device("CPU-localhost", "cpu", DeviceKind.CPU, 1 << 62)
-
-
-def keys(*names: str) -> list[AttemptKey]:
-    return [(name, 1) for name in names]
 
 
 @pytest.fixture
@@ -264,12 +261,12 @@ def test_what_computes_all_the_time_and_uses_no_file_has_one_thread(
     assert seen().threads == {threading.current_thread()}
     run_batch(make_batch("z", step="step"), TOPIC)
     assert not state.kinds.mostly_computes("kind"), "it sleeps"
-    state.kinds.note_use("kind", computed_s=1.0, processor_s=1.0)
+    run_batch(make_batch("y", step="busy"), TOPIC)
     output = OutputTarget(str(tmp_path / "out.tif"), "tiff", overwrite=True, provenance={})
     seen().threads.clear()
     run_batch(make_batch(*"ghijk", step="busy", output=output), TOPIC)
     assert len(seen().threads) == 2, "one may write while another computes"
-    assert len(told) == 12
+    assert len(told) == 13
     assert all(isinstance(ended.report.outcome, Done) for ended in told)
 
 

@@ -19,6 +19,7 @@ from scheduler.core.model import Device, DeviceKind, ProcessMemory
 from scheduler.execution.activity import UPKEEP
 from scheduler.execution.idle_host import OwnIdle
 from scheduler.execution.run_settings import WorkerSettings
+from scheduler.execution.runs_here import set_worker, unset_worker
 from scheduler.execution.worker import WorkerState
 from scheduler.host.reservations import Reservations
 from scheduler.host.table_file import default_path
@@ -74,6 +75,24 @@ def test_arrays_are_shown_to_others_once_they_are_held_for_a_while(
             worker._report()
             assert [lease.job for lease in table.leases()] == ["long"]
     until(lambda: table.leases() == [])
+
+
+def test_a_run_that_ends_leaves_no_array_of_another_shown_for_good(
+    make_worker: Callable[[Device], WorkerState], table: Reservations
+) -> None:
+    goes_on = make_worker(HOST)
+    ends = WorkerState(goes_on.settings, HOST, HOST)
+    goes_on._reporter.close()  # it reports when this test says so
+    set_worker("w1", goes_on)
+    try:
+        with goes_on.pools.pool("numpy", "cpu").acquire((3, 5), "uint16", job="young"):
+            until(lambda: [lease.job for lease in table.leases()] == ["young"])
+            ends.close()
+        assert [lease.job for lease in table.leases()] == ["young"]
+        goes_on._report()
+        assert table.leases() == []
+    finally:
+        unset_worker("w1", goes_on.settings.topic)
 
 
 def test_a_worker_that_waits_for_work_says_when_its_memory_is_back(
