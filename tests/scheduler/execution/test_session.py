@@ -2,9 +2,10 @@
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from scheduler.core.events import Done
 from scheduler.core.instructions import JobOutcome
 from scheduler.core.model import DeviceKind, Footprint, JobPlan, Placement
 from scheduler.execution.jobs import Chain, JobRequest
+from scheduler.execution.session import Session
 from scheduler.execution.task import AttemptReport, OutputRecord, OutputTarget
 from scheduler.host.estimates import default_estimates_path, load_estimates
 from scheduler.steps.resolve import StepSpec
@@ -241,3 +243,16 @@ def test_attempts_are_counted_and_the_last_device_is_named(idle: StackScheduler)
 def test_what_is_not_done_does_not_pass_the_check(outcome: JobOutcome) -> None:
     with pytest.raises(JobFailedError, match="no such luck"):
         JobResult(outcome, reason="no such luck").check()
+
+
+def test_a_callback_that_comes_too_late_never_holds_up_the_driver() -> None:
+    called: list[str] = []
+    over = ThreadPoolExecutor(1)
+    over.shutdown()
+    future: Any = SimpleNamespace(name="late")
+    in_drivers_thread: Any = SimpleNamespace(_callbacks=over, _thread=threading.current_thread())
+    elsewhere: Any = SimpleNamespace(_callbacks=over, _thread=None)
+    Session.call_back(in_drivers_thread, lambda _: called.append("driver"), future)
+    assert called == []
+    Session.call_back(elsewhere, lambda _: called.append("elsewhere"), future)
+    assert called == ["elsewhere"]
