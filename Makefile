@@ -26,7 +26,7 @@ layers: $(VENV)/.test
 
 # Most of the tests' time is waiting: for processes to start, to die, to be missed.
 pytest: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 # With the Python at hand and what it has: a machine with a GPU may have no network. See benchmarks/gpu_check.py.
 gpu-check:

@@ -41,14 +41,7 @@ def _own_reservations() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """GPU tests run only when they are asked for by name: `pytest -m gpu`.
-
-    With pytest-xdist a module's tests stay together, and so do those that share the one Slurm.
-    """
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        group = "slurm" if "slurm_variables" in fixtures else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    """GPU tests run only when they are asked for by name: `pytest -m gpu`."""
     if "gpu" in (config.option.markexpr or ""):
         return
     for item in items:

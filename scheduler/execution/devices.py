@@ -1,6 +1,8 @@
 """The devices that a config names, found on this host."""
 
+import hashlib
 import os
+from pathlib import Path
 
 from scheduler.config.model import DevicesConfig, MemoryConfig, VirtualGpus
 from scheduler.host.memory import HostProbe
@@ -18,13 +20,20 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def virtual_tag(devices: DevicesConfig, run_id: str) -> str:
-    """What the run's virtual GPUs are called: the name that it shares with other runs, or its own."""
-    named = devices.gpus.name if isinstance(devices.gpus, VirtualGpus) else None
-    return named or run_id
+def _shared_name(devices: DevicesConfig) -> str | None:
+    return devices.gpus.name if isinstance(devices.gpus, VirtualGpus) else None
 
 
-def open_devices(wanted: DevicesConfig, memory: MemoryConfig, *, run_id: str, jobs: int) -> Discovery:
+def virtual_tag(devices: DevicesConfig, run_dir: Path) -> str:
+    """What the run's virtual GPUs are called: the name that it shares with other runs, or one of its own.
+
+    Folders of the same name in different places are different runs.
+    """
+    digest = hashlib.blake2b(os.fsencode(run_dir.absolute()), digest_size=4).hexdigest()
+    return _shared_name(devices) or f"{run_dir.name[:40]}-{digest}"
+
+
+def open_devices(wanted: DevicesConfig, memory: MemoryConfig, *, run_dir: Path, jobs: int) -> Discovery:
     """Find the devices of a run: its GPUs, then this host's CPU with a slot for each core, or job if fewer.
 
     Raises
@@ -38,8 +47,8 @@ def open_devices(wanted: DevicesConfig, memory: MemoryConfig, *, run_id: str, jo
         found = discover(
             wanted.gpus if not isinstance(wanted.gpus, VirtualGpus) else (),
             virtual=[int(capacity) for capacity in virtual],
-            virtual_tag=virtual_tag(wanted, run_id),
-            virtual_lasting=virtual_tag(wanted, run_id) != run_id,
+            virtual_tag=virtual_tag(wanted, run_dir),
+            virtual_lasting=_shared_name(wanted) is not None,
             cpu_slots=max(1, min(usable_cores(), jobs)) if wanted.cpu else 0,
             headroom_bytes=0 if virtual else int(wanted.headroom),
             # One is ready when the one before it leaves the GPU, and another gets ready meanwhile.

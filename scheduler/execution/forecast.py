@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from scheduler.config.cluster import LocalCluster, SlurmCluster
 from scheduler.config.model import RunConfig
@@ -145,7 +146,7 @@ def _devices_here(
     config: RunConfig, run_id: str, jobs: int
 ) -> tuple[tuple[tuple[Device, DeviceSnapshot], ...], tuple[str, ...]]:
     """The devices of this host, each with its memory now, and what is wrong with some."""
-    discovery = open_devices(config.devices, config.memory, run_id=run_id, jobs=jobs)
+    discovery = open_devices(config.devices, config.memory, run_dir=Path(run_id), jobs=jobs)
     try:
         with Reservations(run=run_id) as reservations:
             snapshots = discovery.snapshots(reservations)

@@ -52,16 +52,17 @@ def local_scheduler(
     ClusterError
         The worker processes don't start, or `metrics_port` is taken.
     """
+    run_dir = run_dir.absolute()
     with contextlib.ExitStack() as stack:
         if discovery is None:
             discovery = open_devices(
-                devices or DevicesConfig(), memory or MemoryConfig(), run_id=run_dir.name, jobs=expected_jobs
+                devices or DevicesConfig(), memory or MemoryConfig(), run_dir=run_dir, jobs=expected_jobs
             )
             stack.callback(discovery.close)
         if record is None:
             record = JournalRecord.begin(run_dir, {})
         host = next(device for device in discovery.devices if device.kind is DeviceKind.CPU)
-        reservations = stack.enter_context(Reservations(run=run_dir.name))
+        reservations = stack.enter_context(Reservations(run=str(run_dir)))
         client = stack.enter_context(
             local_cluster(discovery.devices, host_limit=host.total_bytes, metrics_port=metrics_port)
         )

@@ -170,7 +170,7 @@ def _scheduler(
         match config.cluster:
             case LocalCluster(metrics_port=port):
                 discovery = open_devices(
-                    config.devices, config.memory, run_id=run_dir.name, jobs=len(requests)
+                    config.devices, config.memory, run_dir=run_dir, jobs=len(requests)
                 )
                 stack.callback(discovery.close)
                 _check_plans(prepared, requests, discovery)

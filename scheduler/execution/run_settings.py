@@ -11,6 +11,8 @@ class WorkerSettings:
 
     Attributes
     ----------
+    run_dir
+        The run's folder, absolute: two runs may have the same name. Reservations are known by it.
     topic
         The Dask topic on which workers tell the driver what happens.
     devices
@@ -27,7 +29,6 @@ class WorkerSettings:
         The driver's, see `workplace.versions`.
     """
 
-    run_id: str
     run_dir: str
     devices: tuple[Device, ...] = ()
     virtual_tag: str = ""

@@ -285,13 +285,11 @@ class OwnCluster:
 def _settings(
     run_dir: Path, devices: DevicesConfig, memory: MemoryConfig, own: OwnCluster | None
 ) -> WorkerSettings:
-    run_id = run_dir.name
     if own is not None:
-        tag = virtual_tag(devices, run_id)
-        return WorkerSettings(run_id, str(run_dir), own.discovery.devices, virtual_tag=tag)
+        tag = virtual_tag(devices, run_dir)
+        return WorkerSettings(str(run_dir), own.discovery.devices, virtual_tag=tag)
     share = isinstance(memory.host_limit, str)
     return WorkerSettings(
-        run_id,
         str(run_dir),
         host_share=float(str(memory.host_limit).removesuffix("%")) / 100 if share else 1.0,
         host_limit=0 if share else int(memory.host_limit),

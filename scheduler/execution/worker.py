@@ -93,7 +93,7 @@ class WorkerState:
             on_evicted=on_evicted,
         )
         self.idle_host = IdleHost(self.pools, self.residents, self.array_files)
-        self._reservations = Reservations(run=settings.run_id)
+        self._reservations = Reservations(run=settings.run_dir)
         self._probes = worker_probes(settings, device, host)
         self._steps: dict[StepSpec, ResolvedStep] = {}
         self._lock = threading.Lock()

@@ -101,6 +101,7 @@ def judge(jobs: Sequence[StressJob], evidence: Evidence, *, virtual: bool, seed:
             for uuid, excess in evidence.watch.overcommit_bytes.items()
         ),
         *_too_light(evidence, charged, touched),
+        *_unseen(evidence, done),
     ]
     return StressAccount(
         jobs=len(jobs),
@@ -177,6 +178,11 @@ def _too_light(evidence: Evidence, charged: int, touched: int) -> Iterable[str]:
             f"the test was too light: {bytes_text(touched)} were written of {bytes_text(charged)} charged, "
             f"less than {LEAST_TOUCHED:g} %"
         )
+
+
+def _unseen(evidence: Evidence, done: set[str]) -> Iterable[str]:
+    if done and not evidence.watch.grants and not evidence.interrupted:
+        yield f"{len(done):,} jobs are done, and nobody has seen a promise: what was promised isn't known"
 
 
 def _notes(jobs: Sequence[StressJob], evidence: Evidence, careless: int) -> tuple[str, ...]:

@@ -160,7 +160,7 @@ class Course:
         due = self._killer.is_due_after
         if due is None or ended < due:
             return
-        run = self._scheduler.run_dir.name
+        run = str(self._scheduler.run_dir)
         rows = [row for row in table.rows() if row.run == run]
         kill = self._killer.act(ended, self._scheduler.worker_pids(), rows)
         if kill is not None:

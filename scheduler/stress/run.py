@@ -69,11 +69,11 @@ def stress(
         )
         for name in (INPUTS, RESULTS, slow_disk.FOLDER):
             (folder / name).mkdir(parents=True)
-        run_dir = folder / tag
+        run_dir = (folder / tag).absolute()
         evidence = Evidence()
         began = time.monotonic()
         with _own_estimates(folder), Hogs(found.devices, options.hog, options.seed) as hogs:
-            watch = Watch(found.devices, tag, hogs.held, hogs.uuids)
+            watch = Watch(found.devices, str(run_dir), hogs.held, hogs.uuids)
             try:
                 with local_scheduler(
                     run_dir=run_dir,
@@ -86,14 +86,14 @@ def stress(
                     course.run(on_status, say, stop)
                     early = evidence.interrupted or bool(evidence.given_up)
                     if not early:
-                        evidence.left += _left_over(tag, found)
+                        evidence.left += _left_over(str(run_dir), found)
                     scheduler.close(cancel=early)
                 evidence.watch = watch.stop()
             finally:
                 watch.close()
         evidence.wall_s = time.monotonic() - began
         course.look_back()
-        evidence.left += rows_left(tag)
+        evidence.left += rows_left(str(run_dir))
         evidence.journal = read_journal(run_dir / "journal.sqlite")
         evidence.step_runs = read_diaries(run_dir)
         evidence.probe_faults = sum(probe.faults for probe in faulty)

@@ -1,6 +1,7 @@
 """What an attempt leaves behind, whatever its end: its array, output and report, and nothing reserved."""
 
 import errno
+import os
 import pickle
 import secrets
 import sqlite3
@@ -46,7 +47,7 @@ MakeTask = Callable[..., AttemptTask]
 def state(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WorkerState]:
     """This process as a CPU's worker, or by parameter a virtual GPU's; this thread as one of its attempts."""
     device = getattr(request, "param", HOST)
-    settings = WorkerSettings(TAG, str(tmp_path), (GPU, HOST), virtual_tag=TAG, topic=TOPIC)
+    settings = WorkerSettings(str(tmp_path), (GPU, HOST), virtual_tag=TAG, topic=TOPIC)
     made = WorkerState(settings, device, HOST)
     with working_for(made):
         yield made
@@ -74,9 +75,10 @@ def make_task(tmp_path: Path) -> MakeTask:
 
 
 def reserved(device: Device) -> list[str]:
-    """The jobs with bytes of the device."""
-    with Reservations(run=TAG) as table:
-        return [row.job for row in table.rows() if row.device == device.uuid and row.run == TAG]
+    """The jobs with bytes of the device in this process."""
+    with Reservations() as table:
+        rows = [row for row in table.rows() if row.process.pid == os.getpid()]
+    return [row.job for row in rows if row.device == device.uuid]
 
 
 def array_of(task: AttemptTask) -> NDArray[Any]:

@@ -78,19 +78,25 @@ def test_virtual_gpus_get_as_many_logical_devices(monkeypatch: pytest.MonkeyPatc
     assert flags == ["--xla_dump_to=here", "--xla_force_host_platform_device_count=2"]
 
 
+def listeners() -> set[tuple[int, str, int]]:
+    """Process, address and port of whatever this process and those below it listen on."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return {
+        (process.pid, *connection.laddr)
+        for process in processes
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
 def test_processes_have_their_environment_and_listen_on_loopback_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    before = listeners()  # a test of Slurm has daemons here, for one
     with local_cluster((VIRTUAL[0], CPU), host_limit=2 * GIB) as client:
         found = set(client.run(seen_by_worker).values())
-        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        listening = {
-            connection.laddr.ip
-            for process in processes
-            for connection in process.net_connections(kind="inet")
-            if connection.status == psutil.CONN_LISTEN
-        }
+        listening = {address for _, address, _ in listeners() - before}
     assert found == {("", "1", "cpu", "VIRTUAL-0"), ("", "1", "cpu", "CPU-localhost")}
     assert listening
     assert all(ipaddress.ip_address(address).is_loopback for address in listening)

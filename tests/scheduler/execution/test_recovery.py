@@ -167,6 +167,8 @@ def test_a_process_whose_gpu_is_broken_is_replaced_and_its_neighbours_go_on(
 ) -> None:
     # A virtual GPU stands for a real one, whose context a fault in a kernel has spoilt for good.
     (tmp_path / "faulty.py").write_text(
+        "import time\n"
+        "from pathlib import Path\n"
         "from types import SimpleNamespace\n"
         "from memcore import backend_of\n"
         "from scheduler.core.model import DeviceKind\n"
@@ -174,8 +176,12 @@ def test_a_process_whose_gpu_is_broken_is_replaced_and_its_neighbours_go_on(
         "failures.DeviceKind = SimpleNamespace(CUDA=DeviceKind.VIRTUAL)\n"
         "def broken(*_, **__):\n"
         "    raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
+        f"seen = Path({str(tmp_path)!r}, 'seen')\n"
         "def step(stack, *, context):\n"
         "    if context.job_id == 'name-n03':\n"
+        "        if not seen.exists():\n"
+        "            time.sleep(3)  # long enough for others to be sent to the process behind it\n"
+        "            seen.touch()\n"
         "        backend = backend_of('pyclesperanto')\n"
         "        backend.from_host = broken\n"
         "        broken()\n"

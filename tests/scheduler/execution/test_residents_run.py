@@ -12,6 +12,7 @@ from scheduler.config.model import DevicesConfig, MemoryConfig
 from scheduler.core.instructions import JobOutcome
 from scheduler.execution.local import local_scheduler
 from scheduler.execution.stack_scheduler import StackJob, StackScheduler
+from scheduler.host.reservations import Reservations
 from scheduler.steps.resolve import StepSpec
 
 MODULE = """
@@ -89,6 +90,16 @@ class Bench:
         return sum(count for note, count in self.notes().items() if note.startswith("setup"))
 
 
+def whose(bench: Bench, run_dir: Path) -> set[bool]:
+    """Whether processes on the two devices are of the run in that folder."""
+    with Reservations(run=str(run_dir)) as table:
+        return {
+            process.ours
+            for uuid in {note.split()[1] for note in bench.notes()}
+            for process in table.processes(uuid)
+        }
+
+
 @pytest.fixture
 def two_devices(tmp_path: Path) -> On:
     """Start worker processes for two virtual devices."""
@@ -111,6 +122,9 @@ def test_two_hundred_jobs_set_up_once_for_each_device(two_devices: On) -> None:
         assert len(bench.run("Model", 200)) == 2
         assert sorted(bench.notes().values()) == [1, 1]
         assert bench.set_up() == 2
+        # What is kept there is this run's, and no other one's with a folder of the same name.
+        assert whose(bench, bench.scheduler.run_dir) == {True}
+        assert whose(bench, Path("elsewhere", bench.scheduler.run_dir.name).absolute()) == {False}
     notes = bench.notes()
     assert len(notes) == 4
     assert set(notes.values()) == {1}, "what was set up is torn down at the end"

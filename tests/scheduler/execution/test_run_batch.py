@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import secrets
 import sys
 import threading
 import time
@@ -37,7 +36,7 @@ HOST = Device("CPU-localhost", "cpu", DeviceKind.CPU, 1 << 62)
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[WorkerState]:
-    settings = WorkerSettings(f"batch-{secrets.token_hex(3)}", str(tmp_path), (HOST,), topic=TOPIC)
+    settings = WorkerSettings(str(tmp_path), (HOST,), topic=TOPIC)
     made = WorkerState(settings, HOST, HOST)
     for _ in range(MEASURED_ATTEMPTS):
         made.kinds.measures("kind")
@@ -48,6 +47,7 @@ def state(tmp_path: Path) -> Iterator[WorkerState]:
 @pytest.fixture
 def told(state: WorkerState, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Ended]]:
     """The ends that the worker tells."""
+    monkeypatch.setattr("scheduler.execution.kinds.time", CLOCK)
     messages: list[Ended] = []
 
     def hear(_topic: str, event: Any) -> None:
@@ -63,10 +63,25 @@ def told(state: WorkerState, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[E
 
 
 SEEN: ContextVar[str] = ContextVar("seen", default="")
+
+
+class Clock:
+    """Stands for `time` where kinds are measured: a step's own word, whatever else the machine is doing."""
+
+    computed = waited = 0.0
+
+    def thread_time(self) -> float:
+        return self.computed
+
+    def monotonic(self) -> float:
+        return self.computed + self.waited
+
+
+CLOCK = Clock()
 STEP = """
 import threading
 import time
-from tests.scheduler.execution.test_run_batch import SEEN
+from tests.scheduler.execution.test_run_batch import CLOCK, SEEN
 begun, spans, threads, contexts = [], [], set(), set()
 
 def step(stack, *, context):
@@ -75,6 +90,7 @@ def step(stack, *, context):
     contexts.add(SEEN.get())
     began = time.monotonic()
     time.sleep(0.02)
+    CLOCK.waited += 0.02
     spans.append((began, time.monotonic()))
     if context.job_id == "bad":
         raise ValueError("bad")
@@ -87,6 +103,7 @@ def busy(stack):
     began = time.thread_time()
     while time.thread_time() - began < 0.05:
         pass
+    CLOCK.computed += 0.05
     return stack
 
 class Kept:

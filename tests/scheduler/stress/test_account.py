@@ -19,7 +19,7 @@ HONEST = next(name for name in NAMES if name != SLY)
 @pytest.fixture
 def evidence() -> Evidence:
     """A run in which everything went well."""
-    evidence = Evidence(wall_s=12.3456)
+    evidence = Evidence(wall_s=12.3456, watch=WatchReport(looks=10, grants=4))
     for name in NAMES:
         evidence.ends[name].append(JobEnd("done"))
         evidence.step_runs.append(StepRun(name, 1, 1000, 10, ended=True))
@@ -160,6 +160,13 @@ def test_promising_more_than_there_is_is_a_problem(evidence):
     account = judged(evidence)
     assert (account.overcommit_bytes, account.exit_status) == (3 << 20, 1)
     assert account.problems[0] == "3 MiB more were promised on V-0 than were there: 5 MiB to a"
+
+
+def test_jobs_that_are_done_without_a_promise_that_was_seen_are_a_problem(evidence):
+    evidence.watch = WatchReport(looks=10)
+    account = judged(evidence)
+    assert account.exit_status == 1
+    assert account.problems[0].startswith("4 jobs are done, and nobody has seen a promise")
 
 
 def test_touching_less_than_a_hundredth_of_what_was_charged_is_a_problem(evidence):

@@ -15,6 +15,7 @@ from scheduler.stress.evidence import Evidence, JournalEntry
 from scheduler.stress.expected import expected_result
 from scheduler.stress.options import StressOptions
 from scheduler.stress.slow_disk import FOLDER as SLOW
+from scheduler.stress.watch import WatchReport
 from scheduler.stress.workload import StressJob, make_workload
 
 JOBS = make_workload(24, capacity=256 << 20, under_estimate=0.0, seed=1)
@@ -76,7 +77,7 @@ def handled(tmp_path):
     def handle(stop=None, **faults: str):
         for name in ("inputs", RESULTS, SLOW):
             (tmp_path / name).mkdir()
-        evidence = Evidence()
+        evidence = Evidence(watch=WatchReport(looks=1, grants=len(JOBS)))
         scheduler = Scheduler(tmp_path / "run", **faults)
         course = Course(StressOptions(jobs=len(JOBS)), JOBS, tmp_path, scheduler, evidence)
         course.run(lambda status: None, lambda what: None, stop or threading.Event())

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import uuid
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,7 +44,7 @@ class Worker:
 
 @pytest.fixture
 def worker(tmp_path, monkeypatch):
-    memory = VirtualDeviceMemory(f"steps-test-{tmp_path.name}", 256 * MIB)
+    memory = VirtualDeviceMemory(f"steps-test-{uuid.uuid4().hex}", 256 * MIB)
     worker = Worker(tmp_path, memory)
     monkeypatch.setattr(steps, "current_worker", lambda: worker)
     monkeypatch.setattr(steps, "make_disk_slow", lambda: None)
