@@ -130,11 +130,13 @@ class DeviceAccount:
         "ordinal",
         "problem",
         "processes",
+        "requested_until",
         "reserved",
         "residents",
         "running",
         "slots",
         "total",
+        "unused",
         "used",
     )  # fmt: skip
 
@@ -151,6 +153,9 @@ class DeviceAccount:
         self.known = False
         self.problem = "not probed yet"
         self.used = self.external = self.foreign = self.excess = self.idle = self.processes = 0
+        # of what is other runs' (foreign): state that they don't use now
+        self.unused = 0
+        self.requested_until = 0.0
         self.reserved = 0
         self.running: dict[str, JobRecord] = {}
         # of these on a CPU: not known to be short
@@ -236,7 +241,7 @@ class DeviceAccount:
 
     def take_snapshot(self, snapshot: DeviceSnapshot) -> bool:
         """Replace what the last snapshot said; True if anything that admission depends on has changed."""
-        before = (self.known, self.total, self.external, self.foreign, self.excess, self.blocked)
+        before = (self.known, self.total, self.external, self.foreign, self.excess, self.unused, self.blocked)
         self.blocked = ""
         self.known = snapshot.used_bytes is not None
         self.total = snapshot.total_bytes
@@ -252,8 +257,9 @@ class DeviceAccount:
             else:
                 foreign += process.reserved_bytes
         self.foreign, self.excess, self.idle, self.processes = foreign, excess, idle, processes
+        self.unused = sum(process.unused_bytes for process in snapshot.processes)
         self.refresh()
-        if before == (self.known, self.total, self.external, self.foreign, self.excess, ""):
+        if before == (self.known, self.total, self.external, self.foreign, self.excess, self.unused, ""):
             return False
         self.cls.strangers_moved()
         return True

@@ -72,10 +72,20 @@ class Evict:
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """Ask other runs for state that they don't use now, until `nbytes` are free on a device."""
+
+    device: str
+    nbytes: int
+    job_id: str
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
 class StopRun:
     """Start nothing more and end the run: `decision.reason` says why."""
 
     decision: Decision
 
 
-Instruction = Start | FinishJob | Retry | CancelAttempt | Reclaim | Evict | StopRun
+Instruction = Start | FinishJob | Retry | CancelAttempt | Reclaim | Evict | Request | StopRun

@@ -64,7 +64,8 @@ class ProcessMemory:
 
     `held_bytes` is measured (its context included), `reclaimable_bytes` is the part of it that is idle in
     pools and allocators, `reserved_bytes` is the sum of its reservations. `ours` is False for another run's
-    process.
+    process. `unused_bytes`: of its reservations, those for what steps of other runs keep there and don't use
+    now, which this run may request.
     """
 
     pid: int
@@ -72,6 +73,7 @@ class ProcessMemory:
     reclaimable_bytes: int = 0
     reserved_bytes: int = 0
     ours: bool = True
+    unused_bytes: int = 0
 
     @property
     def committed_bytes(self) -> int:

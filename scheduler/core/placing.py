@@ -2,7 +2,7 @@
 
 from scheduler.core.accounts import DeviceAccount, DeviceClass
 from scheduler.core.choosing import RESTRICTED_LOOKED_AT, Chooser
-from scheduler.core.instructions import Evict, Instruction, Reclaim, Start
+from scheduler.core.instructions import Evict, Instruction, Reclaim, Request, Start
 from scheduler.core.model import Decision, Placement, Verdict, gib
 from scheduler.core.records import Group, JobRecord, JobState, Option
 from scheduler.core.state import State
@@ -16,6 +16,8 @@ READY_S = 0.8
 READY_SHARE = 16
 # So long one device is asked to evict state for a job before others are, and before the CPU takes the job.
 ROOM_S = 10.0
+# Other runs are asked again after so long: a request that isn't renewed is forgotten.
+REQUEST_AGAIN_S = 5.0
 
 
 class Placer:
@@ -52,8 +54,8 @@ class Placer:
             return False
         choice = self._chooser.choose(account)
         if choice is None:
-            if account.residents:
-                self._evict_for(account)
+            if account.residents or account.unused:
+                self._make_room(account)
             return False
         ahead = account.cls.is_cpu and len(account.running) >= account.slots
         if ahead and len(account.running) >= account.slots * self._rounds(account, *choice):
@@ -253,8 +255,11 @@ class Placer:
             if record.placement is not None and record.placement.plan.resident is not None
         }
 
-    def _evict_for(self, account: DeviceAccount) -> None:
-        """Ask for idle resident state to go if a waiting job would fit then, on one device for each job."""
+    def _make_room(self, account: DeviceAccount) -> None:
+        """Ask for idle resident state to go if a waiting job would fit then, on one device for each job.
+
+        This run's own first; if that isn't enough, what other runs don't use now.
+        """
         in_use = self.residents_in_use(account)
         uuid = account.device.uuid
         room = free = account.free
@@ -278,15 +283,32 @@ class Placer:
                 if victim is not None and not group.room_is_made(self.state.now, uuid):
                     self._evict(account, victim, group, option, free)
                     return
+        if not account.unused or account.evicting or self.state.now < account.requested_until:
+            return
+        for group, option in self._chooser.wants(account, room + account.unused):
+            need = option.need - self._chooser.warmth(account, option)
+            if need > free and not group.room_is_made(self.state.now, uuid):
+                self._request(account, need, group)
+                return
+
+    def _request(self, account: DeviceAccount, need: int, group: Group) -> None:
+        record = group.oldest()
+        if not self._has_turn(record, account):
+            return
+        account.requested_until = self.state.now + REQUEST_AGAIN_S
+        job_id = record.job.job_id
+        reason = (
+            f"{job_id} needs {gib(need)} on {account.device.name}, where {gib(max(0, account.free))} are "
+            f"free: other runs are asked for {gib(account.unused)} of state that they don't use now"
+        )
+        inputs = {"need": need, "free": account.free, "unused_state": account.unused}
+        nbytes = need + account.device.headroom_bytes
+        decision = Decision(Verdict.RECLAIM, reason, inputs)
+        self.out.append(Request(account.device.uuid, nbytes, job_id, decision))
 
     def _evict(self, account: DeviceAccount, name: str, group: Group, option: Option, free: int) -> None:
-        record, now = group.oldest(), self.state.now
-        if record.room_on == account.device.uuid and now >= record.room_until:
-            record.room_on = None  # the others' turn
-            return
-        if record.room_on != account.device.uuid:
-            record.room_on, record.room_until = account.device.uuid, now + ROOM_S
-        if name in account.evicting:
+        record = group.oldest()
+        if not self._has_turn(record, account) or name in account.evicting:
             return
         account.evicting.add(name)
         nbytes = account.residents[name]
@@ -296,6 +318,16 @@ class Placer:
         )
         inputs = {"need": option.need, "free": free, "idle_state": nbytes}
         self.out.append(Evict(account.device.uuid, name, Decision(Verdict.RECLAIM, reason, inputs)))
+
+    def _has_turn(self, record: JobRecord, account: DeviceAccount) -> bool:
+        """Whether room is made on this device for the job, and not on another one; for `ROOM_S` at a time."""
+        now, uuid = self.state.now, account.device.uuid
+        if record.room_on == uuid and now >= record.room_until:
+            record.room_on = None  # the others' turn
+            return False
+        if record.room_on != uuid:
+            record.room_on, record.room_until = uuid, now + ROOM_S
+        return True
 
 
 def _is_short(group: Group, option: Option) -> bool:

@@ -26,6 +26,7 @@ from scheduler.core.instructions import (
     Instruction,
     JobOutcome,
     Reclaim,
+    Request,
     Retry,
     Start,
     StopRun,
@@ -125,6 +126,7 @@ class Driver(UnderWay):
         self._lost = False
         self._ticked_at = float("-inf")
         self._stuck: dict[str, str] = {}
+        self._requested: set[tuple[str, str]] = set()
         self.end_reason = ""
 
     # what other threads may call
@@ -251,7 +253,9 @@ class Driver(UnderWay):
                 self.crew.leaving(item)
             case Left(address=address, worker_id=worker_id, expected=expected):
                 self.crew.left(address, worker_id, expected=expected)
-            case Evicted(device=device, name=name):
+            case Evicted(device=device, name=name, why=why):
+                if why:
+                    self._record.remark(why)
                 self._feed(ResidentEvicted(time.monotonic(), device, name))
             case Fetched(key=key, report=report, array=array, error=error):
                 self._fetched(key, report, array, error)
@@ -303,6 +307,11 @@ class Driver(UnderWay):
             case Evict(device=uuid, name=name):
                 if self._fleet.processes_of(uuid):
                     self._fleet.evict(uuid, name)
+            case Request(device=uuid, nbytes=nbytes, job_id=job_id, decision=decision):
+                if (job_id, uuid) not in self._requested:
+                    self._requested.add((job_id, uuid))
+                    self._record.decided(job_id, decision)
+                self._fleet.request(uuid, nbytes)
             case StopRun(decision=decision):
                 self._give_up(decision.reason)
 

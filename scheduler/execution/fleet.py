@@ -23,6 +23,7 @@ from scheduler.execution.worker_plugin import (
     give_back_here,
     hurry_here,
     reclaim_here,
+    request_here,
 )
 from scheduler.execution.worker_process import WorkerProcess
 from scheduler.images.stack import StackSource
@@ -265,6 +266,10 @@ class Fleet:
     def evict(self, device: str, name: str) -> None:
         """Have every process of the device tear down a step's idle state; each answers by a message."""
         self._tell(self.processes_of(device), evict_here, device, name, self.topic)
+
+    def request(self, device: str, nbytes: int) -> None:
+        """Have a process of the device ask other runs for state that they don't use; doesn't wait for it."""
+        self._tell(self.processes_of(device)[:1], request_here, nbytes, self.topic)
 
     def _tell(
         self, processes: Iterable[WorkerProcess], function: Callable[..., Any], *arguments: Any

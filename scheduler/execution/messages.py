@@ -122,10 +122,11 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
-    """What a step's `setup` kept is gone from a device."""
+    """What a step's `setup` kept is gone from a device; `why`, if a person should know."""
 
     device: str
     name: str
+    why: str = ""
 
 
 # Fetching arrays costs three messages one after another. The scheduler keeps a topic's last 1000 events.

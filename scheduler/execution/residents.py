@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -116,7 +117,7 @@ class Residents:
         Gives back that many idle bytes (0 for state in host memory): what was torn down is in allocators'
         caches still.
     on_evicted
-        Told the names of what `make_room` has evicted.
+        Told the names of what `make_room` has evicted, and why if that is news for a person.
 
     Notes
     -----
@@ -137,7 +138,7 @@ class Residents:
         measured: Callable[[], int | None] = lambda: None,
         measured_on_host: Callable[[], int | None] = lambda: None,
         reclaim: Callable[[int], object] = lambda _: None,
-        on_evicted: Callable[[str], None] = lambda _: None,
+        on_evicted: Callable[[str, str], None] = lambda _name, _why: None,
     ) -> None:
         self._hold = hold
         self._on_gpu = on_gpu
@@ -187,16 +188,29 @@ class Residents:
         self._put_away(kept)
         return True
 
-    def make_room(self, *, but: str = "") -> str | None:
+    def make_room(self, *, but: str = "", unused_since: float = math.inf, why: str = "") -> str | None:
         """Evict the state that has been idle longest, all but one name; its name, None if nothing is idle.
 
         For a worker that would have to turn an attempt away: the dispatcher knows state by what it declares.
+
+        Parameters
+        ----------
+        unused_since
+            Only what no attempt has used since then (seconds, monotonic).
+        why
+            What `on_evicted` is told.
         """
-        kept = self._put_one_away(lambda kept: kept.name != but)
+        kept = self._put_one_away(lambda kept: kept.name != but and kept.used_at <= unused_since)
         if kept is None:
             return None
-        self._on_evicted(kept.name)
+        self._on_evicted(kept.name, why)
         return kept.name
+
+    def unused(self, since: float) -> int:
+        """Bytes on the device of state that no attempt has used since then (seconds, monotonic)."""
+        with self._changed:
+            kept = [each for each in self._kept.values() if each.idle and each.used_at <= since]
+            return sum(each.nbytes for each in kept)
 
     def idle_on_host(self, name: str | None = None) -> int:
         """Bytes that state which no attempt uses holds in host memory; all of it, or that of one name."""
@@ -215,7 +229,7 @@ class Residents:
             if kept is None:
                 break
             given += kept.host_bytes
-            self._on_evicted(kept.name)
+            self._on_evicted(kept.name, "")
         return given
 
     def names(self) -> tuple[str, ...]:
@@ -302,6 +316,7 @@ class Residents:
     def _let_go(self, kept: "_Kept") -> None:
         with self._changed:
             kept.users -= 1
+            kept.used_at = time.monotonic()
             # The order of the dictionary is that in which state was last used.
             self._kept[kept.name] = self._kept.pop(kept.name)
             if kept.users or not self._closed:
@@ -334,7 +349,7 @@ class Residents:
 class _Kept:
     """State and how many attempts use it; not `ready` while it is set up or torn down.
 
-    `nbytes` are those on the device.
+    `nbytes` are those on the device; it was last used at `used_at` (seconds, monotonic).
     """
 
     name: str
@@ -342,6 +357,7 @@ class _Kept:
     host_bytes: int = 0
     ready: bool = False
     users: int = 0
+    used_at: float = 0.0
     undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property

@@ -26,6 +26,7 @@ from scheduler.execution.residents import Residents
 from scheduler.execution.run_settings import WorkerSettings
 from scheduler.execution.runs_here import states_here
 from scheduler.execution.workplace import ProcessLimit, worker_probes
+from scheduler.execution.yielding import Yielding
 from scheduler.host.reading import Reading
 from scheduler.host.reservations import Denial, Grant, Reservations
 from scheduler.host.virtual import VirtualProbe
@@ -68,7 +69,7 @@ class WorkerState:
         host: Device,
         *,
         on_tick: Callable[[float], None] | None = None,
-        on_evicted: Callable[[str], None] = lambda _: None,
+        on_evicted: Callable[[str, str], None] = lambda _name, _why: None,
         limit: ProcessLimit | None = None,
     ) -> None:
         self.settings = settings
@@ -105,6 +106,9 @@ class WorkerState:
         self._process = psutil.Process()
         self.held_on_host = (0, 0)
         tasks = {"report its memory": self._report}
+        self._yielding = Yielding(device, self.residents, self._reservations, self.read)
+        if self.on_gpu:
+            tasks["give other runs what it doesn't use"] = lambda: self._yielding.look(time.monotonic())
         if on_tick is not None:
             tasks["tell the driver that it lives"] = lambda: on_tick(time.monotonic())
         # Without this thread the process would seem to be dead.
@@ -270,6 +274,10 @@ class WorkerState:
         assert isinstance(probe, VirtualProbe)
         return probe.memory(self.device.uuid)
 
+    def request(self, nbytes: int) -> None:
+        """Ask other runs for state that they don't use, until `nbytes` are free on the device."""
+        self._reservations.request(self.device.uuid, nbytes)
+
     def reclaim(self, nbytes: int) -> None:
         """Give back idle bytes of this worker's device, and tell the reservation table."""
         self._give_back(0 if self.on_gpu else "cpu", nbytes)
@@ -370,6 +378,7 @@ class WorkerState:
         self._watcher.stop()
         self._reporter.close()
         self.residents.close()
+        self._yielding.close()
         for step in self._steps.values():
             step.close()
         self.pools.close()

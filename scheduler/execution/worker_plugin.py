@@ -208,9 +208,9 @@ class _Reporter:
             leaving = Leaving(self._worker.address, reason, begun, let_go=True)
             tell(self._worker, self._settings.topic, leaving)
 
-    def evicted(self, name: str) -> None:
+    def evicted(self, name: str, why: str) -> None:
         """Tell that a step's state had to make room."""
-        tell(self._worker, self._settings.topic, Evicted(self._device, name))
+        tell(self._worker, self._settings.topic, Evicted(self._device, name, why))
 
     def _tell_readings(self, state: WorkerState, now: float) -> None:
         snapshots = [replace(each, uuid=self._names[each.uuid]) for each in state.snapshots()]
@@ -286,6 +286,13 @@ async def reclaim_here(nbytes: int, topic: str, dask_worker: Worker) -> None:
     state = state_of(dask_worker.id, topic)
     if state is not None:
         await asyncio.to_thread(state.reclaim, nbytes)
+
+
+async def request_here(nbytes: int, topic: str, dask_worker: Worker) -> None:
+    """Ask other runs for state that they don't use on a worker's device."""
+    state = state_of(dask_worker.id, topic)
+    if state is not None:
+        await asyncio.to_thread(state.request, nbytes)
 
 
 async def hurry_here(topic: str, dask_worker: Worker) -> None:

@@ -18,6 +18,7 @@ from pools.process import ProcessId, this_process
 from pools.stats import LeaseInfo
 from scheduler.core.model import DeviceSnapshot, ProcessMemory, gib
 from scheduler.host.reading import Reading
+from scheduler.host.rows import LeaseRow, ReservationRow
 from scheduler.host.table_file import TableFile, default_path, group_path
 
 _SCHEMA = """
@@ -36,7 +37,18 @@ CREATE TABLE IF NOT EXISTS lease (
     pid INTEGER NOT NULL, started INTEGER NOT NULL, namespace INTEGER NOT NULL, what TEXT NOT NULL,
     device TEXT NOT NULL, nbytes INTEGER NOT NULL, job TEXT NOT NULL, step TEXT NOT NULL, since REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS unused_state (
+    device TEXT NOT NULL, pid INTEGER NOT NULL, started INTEGER NOT NULL, namespace INTEGER NOT NULL,
+    nbytes INTEGER NOT NULL, run TEXT NOT NULL, PRIMARY KEY (device, pid, started, namespace, run)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS request (
+    device TEXT NOT NULL, pid INTEGER NOT NULL, started INTEGER NOT NULL, namespace INTEGER NOT NULL,
+    nbytes INTEGER NOT NULL, run TEXT NOT NULL, until REAL NOT NULL,
+    PRIMARY KEY (device, pid, started, namespace, run)
+) WITHOUT ROWID;
 """
+# A request of other runs counts for so many seconds, unless it is made again.
+REQUEST_S = 15.0
 
 _Row = tuple[int, int, int]
 """A process as its rows name it: pid, started, namespace."""
@@ -58,30 +70,6 @@ class Denial:
 
     reason: str
     snapshot: DeviceSnapshot
-
-
-@dataclass(frozen=True, slots=True)
-class ReservationRow:
-    """One reservation as it stands in the table."""
-
-    device: str
-    process: ProcessId
-    nbytes: int
-    job: str
-    run: str
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseRow:
-    """An array that a process has taken from its pools: for which job and step, and since when (epoch)."""
-
-    pid: int
-    what: str
-    device: str
-    nbytes: int
-    job: str
-    step: str
-    since: float
 
 
 class Reservations:
@@ -192,6 +180,29 @@ class Reservations:
             self._measure(connection, this_process(), device, held, reclaimable)
             yield
 
+    def note_unused_state(self, device: str, nbytes: int) -> None:
+        """Note how many bytes of this process's reservations are for state that its steps don't use now.
+
+        In place of what it noted before. Other runs may request them.
+        """
+        with self._transaction() as connection:
+            self._replace(connection, "unused_state", device, nbytes)
+
+    def request(self, device: str, nbytes: int) -> None:
+        """Ask other runs for their unused state until `nbytes` are free on a device; see `requested`."""
+        with self._transaction() as connection:
+            self._replace(connection, "request", device, nbytes, time.time() + REQUEST_S)
+
+    def requested(self, device: str) -> list[int]:
+        """The bytes that each of the other runs wants to see free on a device."""
+        with self._transaction() as connection:
+            found = connection.execute(
+                "SELECT pid, started, namespace, nbytes FROM request"
+                " WHERE device = ? AND run != ? AND until > ?",
+                (device, self.run, time.time()),
+            ).fetchall()
+        return [nbytes for *process, nbytes in found if not ProcessId(*process).is_dead()]
+
     def withdraw(self) -> None:
         """This process works here no more: what it holds counts as a stranger's, until it measures again."""
         process = this_process()
@@ -299,6 +310,15 @@ class Reservations:
             (device, process.pid, process.started, process.namespace, held, reclaimable, self.run),
         )
 
+    def _replace(
+        self, connection: sqlite3.Connection, table: str, device: str, nbytes: int, *more: float
+    ) -> None:
+        process = this_process()
+        key = (device, process.pid, process.started, process.namespace)
+        values = (*key, nbytes, self.run, *more)
+        places = ", ".join("?" * len(values))
+        connection.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places})", values)
+
     def _processes(
         self, connection: sqlite3.Connection, device: str, *, reaped: bool = False
     ) -> tuple[ProcessMemory, ...]:
@@ -306,23 +326,27 @@ class Reservations:
         found: dict[_Row, list[int]] = {}
         runs: dict[_Row, str] = {}
         rows = connection.execute(
-            "SELECT pid, started, namespace, run, 0, 0, SUM(nbytes) FROM reservation WHERE device = ?"
+            "SELECT pid, started, namespace, run, 0, 0, SUM(nbytes), 0 FROM reservation WHERE device = ?"
             " GROUP BY pid, started, namespace"
             " UNION ALL"
-            " SELECT pid, started, namespace, run, nbytes, reclaimable, 0 FROM held WHERE device = ?",
-            (device, device),
+            " SELECT pid, started, namespace, run, nbytes, reclaimable, 0, 0 FROM held WHERE device = ?"
+            " UNION ALL"
+            " SELECT pid, started, namespace, NULL, 0, 0, 0, nbytes FROM unused_state"
+            " WHERE device = ? AND run != ?",
+            (device, device, device, self.run),
         )
         for pid, started, namespace, run, *figures in rows.fetchall():
             row = pid, started, namespace
             known = found.get(row)
             found[row] = figures if known is None else [a + b for a, b in zip(known, figures, strict=True)]
-            runs[row] = run
+            if run is not None:
+                runs[row] = run
         for row in [] if reaped else [row for row in found if ProcessId(*row).is_dead()]:
             self._bury(connection, row)
             del found[row]
         return tuple(
-            ProcessMemory(row[0], held, reclaimable, reserved, ours=runs[row] == self.run)
-            for row, (held, reclaimable, reserved) in found.items()
+            ProcessMemory(row[0], held, reclaimable, reserved, runs.get(row) == self.run, unused)
+            for row, (held, reclaimable, reserved, unused) in found.items()
         )
 
     def _reap(self, connection: sqlite3.Connection) -> int:
@@ -330,6 +354,8 @@ class Reservations:
             "SELECT pid, started, namespace FROM reservation"
             " UNION SELECT pid, started, namespace FROM held"
             " UNION SELECT pid, started, namespace FROM lease"
+            " UNION SELECT pid, started, namespace FROM unused_state"
+            " UNION SELECT pid, started, namespace FROM request"
         ).fetchall()
         return sum(self._bury(connection, row) for row in rows if ProcessId(*row).is_dead())
 
@@ -338,8 +364,8 @@ class Reservations:
         """Remove what a dead process left; how many reservations that were."""
         gone = "pid = ? AND started = ? AND namespace = ?"
         buried = connection.execute(f"DELETE FROM reservation WHERE {gone}", row).rowcount
-        connection.execute(f"DELETE FROM held WHERE {gone}", row)
-        connection.execute(f"DELETE FROM lease WHERE {gone}", row)
+        for table in ("held", "lease", "unused_state", "request"):
+            connection.execute(f"DELETE FROM {table} WHERE {gone}", row)
         return buried
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from memcore import BackendStatus
 from memcore.info import bytes_text
 from scheduler.core.model import Device, DeviceKind, DeviceSnapshot
-from scheduler.host.reservations import LeaseRow, ReservationRow
+from scheduler.host.rows import LeaseRow, ReservationRow
 from scheduler.screens.words import duration_text, printable
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.host.reservations import ReservationRow
+from scheduler.host.rows import ReservationRow
 
 
 @dataclass(frozen=True, slots=True)

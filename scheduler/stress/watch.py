@@ -10,7 +10,8 @@ from typing import Any
 from memcore.info import bytes_text
 from pools.process import ProcessId
 from scheduler.core.model import Device
-from scheduler.host.reservations import ReservationRow, Reservations
+from scheduler.host.reservations import Reservations
+from scheduler.host.rows import ReservationRow
 from scheduler.stress.hogs import LEAST_PAUSE_S
 
 LOOK_S = 0.02

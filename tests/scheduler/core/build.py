@@ -94,9 +94,9 @@ class World:
         found = DeviceSnapshot(uuid, device.total_bytes, used_bytes, memory, problem)
         return self.tell(SnapshotTaken(self.now, found))
 
-    def other_run_reserves(self, uuid, nbytes):
+    def other_run_reserves(self, uuid, nbytes, unused=0):
         device = self.devices[uuid]
-        memory = (ProcessMemory(2, 0, 0, int(nbytes * GIB), ours=False),)
+        memory = (ProcessMemory(2, 0, 0, int(nbytes * GIB), ours=False, unused_bytes=int(unused * GIB)),)
         return self.tell(SnapshotTaken(self.now, DeviceSnapshot(uuid, device.total_bytes, 0, memory)))
 
     def end(self, name, outcome=None, after=1.0):

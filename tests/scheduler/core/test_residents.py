@@ -14,7 +14,9 @@ from scheduler.core.events import (
     WorkerJoined,
     WorkerLost,
 )
-from scheduler.core.instructions import Evict, Start
+from scheduler.core.instructions import Evict, Request, Start
+from scheduler.core.model import gib
+from scheduler.core.placing import REQUEST_AGAIN_S, ROOM_S
 from tests.scheduler.core.build import GIB, World, cpu, gpu, job, jobs, on_cpu, on_gpu, resident
 from tests.scheduler.core.invariants import check_invariants
 
@@ -26,6 +28,11 @@ BIG = on_gpu(5, name="big")
 def evicted(world):
     """What was asked to go, as (device, name)."""
     return [(each.device, each.name) for each in world.instructions if isinstance(each, Evict)]
+
+
+def requested(world):
+    """What was requested of other runs, as (device, job)."""
+    return [(each.device, each.job_id) for each in world.instructions if isinstance(each, Request)]
 
 
 def answer(world, uuid="g0", name="weights"):
@@ -288,3 +295,98 @@ def test_a_cancelled_job_leaves_the_state_there():
     world.end("k0", Failed("cancelled"))
     assert reserved(world) == 4 * GIB
     check_invariants(world.dispatcher)
+
+
+# What other runs keep
+
+
+def crowded(*devices, unused, **policy):
+    """BIG is measured; on every device of 8 another run reserves 4, of which so much is state at rest."""
+    world = World(*devices, **policy)
+    world.measure(BIG, kind="big")
+    for device in devices:
+        world.other_run_reserves(device.uuid, 4, unused)
+    world.instructions.clear()
+    return world
+
+
+def later(world, seconds):
+    world.now += seconds
+    return world.tell(Tick(world.now))
+
+
+def test_other_runs_are_asked_for_what_they_do_not_use():
+    world = crowded(gpu(total=8, headroom=0.5), unused=3)
+    world.add(*big())
+    (request,) = world.instructions
+    need = request.decision.inputs["need"]
+    assert 5 * GIB < need < 6 * GIB
+    assert (request.device, request.nbytes, request.job_id) == ("g0", need + GIB // 2, "b0")
+    assert request.decision.reason == (
+        f"b0 needs {gib(need)} on gpu0, where 3.5 GiB are free: other runs are asked for 3 GiB of state that "
+        "they don't use now"
+    )
+    world.other_run_reserves("g0", 1)
+    assert list(world.running) == ["b0"]
+
+
+def test_other_runs_are_not_asked_where_that_would_not_help():
+    world = crowded(gpu(total=8, headroom=0.5), unused=1)
+    world.add(*big())
+    later(world, 1)
+    assert requested(world) == []
+    world.other_run_reserves("g0", 4, 3)
+    assert requested(world) == [("g0", "b0")]
+
+
+def test_other_runs_are_not_asked_by_a_job_that_has_the_bytes_and_waits_for_something_else():
+    world = crowded(gpu(total=16, slots=1), unused=3)
+    world.add(*big(2), *jobs(1, BIG, kind="x", family="x"))
+    assert len(world.running) == 1
+    later(world, 60)
+    assert requested(world) == []
+
+
+def test_a_request_is_made_again_while_the_job_waits():
+    world = crowded(gpu(total=8), unused=3)
+    world.add(*big())
+    for _ in range(3):
+        later(world, REQUEST_AGAIN_S / 2)
+    assert len(requested(world)) == 2
+    world.tell(Cancel(world.now, None, "enough"))
+    later(world, 60)
+    assert len(requested(world)) == 2
+
+
+def test_of_several_devices_one_is_asked_for_and_then_another():
+    world = crowded(gpu(0), gpu(1), unused=3)
+    world.add(*big())
+    later(world, REQUEST_AGAIN_S)
+    assert len({device for device, _ in requested(world)}) == 1
+    for _ in range(3):
+        later(world, ROOM_S)
+    assert {device for device, _ in requested(world)} == {"g0", "g1"}
+
+
+def test_a_runs_own_idle_state_goes_first():
+    world = warmed(gpu(total=8))
+    world.snapshot("g0", used=0)
+    world.other_run_reserves("g0", 2, 2)
+    world.add(*big())
+    assert evicted(world) == [("g0", "weights")]
+    later(world, 1)
+    assert requested(world) == []
+    answer(world)
+    assert list(world.running) == ["b0"]
+
+
+def test_other_runs_are_asked_for_what_a_runs_own_state_does_not_make_up_for():
+    world = warmed(gpu(total=8))
+    world.other_run_reserves("g0", 4, 3)
+    world.instructions.clear()
+    world.add(*big())
+    assert (evicted(world), requested(world)) == ([], [("g0", "b0")])
+    world.other_run_reserves("g0", 1)
+    assert evicted(world) == [("g0", "weights")]
+    answer(world)
+    assert list(world.running) == ["b0"]

@@ -1,7 +1,6 @@
 """What an attempt leaves behind, whatever its end: its array, output and report, and nothing reserved."""
 
 import errno
-import os
 import pickle
 import secrets
 import sqlite3
@@ -74,11 +73,10 @@ def make_task(tmp_path: Path) -> MakeTask:
     return make
 
 
-def reserved(device: Device) -> list[str]:
-    """The jobs with bytes of the device in this process."""
+def reserved(state: WorkerState, device: Device) -> list[str]:
+    """The jobs of the worker's run with bytes of the device."""
     with Reservations() as table:
-        rows = [row for row in table.rows() if row.process.pid == os.getpid()]
-    return [row.job for row in rows if row.device == device.uuid]
+        return [row.job for row in table.rows() if (row.device, row.run) == (device.uuid, str(state.run_dir))]
 
 
 def array_of(task: AttemptTask) -> NDArray[Any]:
@@ -108,7 +106,7 @@ def test_what_was_done_is_reported(state: WorkerState, make_task: MakeTask, tmp_
     assert began <= ended
     assert (report.disk_full, report.retire) == ("", "")
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), STACK + 1)
-    assert reserved(HOST) == []
+    assert reserved(state, HOST) == []
 
 
 def test_an_array_that_was_asked_for_is_no_memory_of_the_pool(
@@ -176,7 +174,7 @@ def test_an_attempt_that_is_cancelled_while_it_computes_writes_nothing(
     assert report.outcome == Cancelled("stopped before it writes")
     assert returned is None
     assert left_over(tmp_path) == set()
-    assert reserved(HOST) == []
+    assert reserved(state, HOST) == []
 
 
 # failed
@@ -194,7 +192,7 @@ def test_a_full_disk_is_no_fault_of_the_job(
     assert report.disk_full.startswith("no space left for ")
     assert report.disk_full.endswith("out.tif")
     assert report.outcome == Refused(f"{report.disk_full}: can't write")
-    assert reserved(HOST) == []
+    assert reserved(state, HOST) == []
 
 
 def test_shared_memory_that_is_full_is_no_fault_of_the_job(
@@ -375,11 +373,11 @@ def test_a_device_is_given_back_and_that_is_told_before_the_output_is_written(
     seen: list[Any] = []
 
     def look(*_: Any, **__: Any) -> None:
-        seen.extend([reserved(GPU), reserved(HOST), [type(message) for _, message in told]])
+        seen.extend([reserved(state, GPU), reserved(state, HOST), [type(message) for _, message in told]])
 
     monkeypatch.setattr(writing, "write_stack", look)
     charged = "assert current_worker().virtual_memory().charges(); return stack"
     run_alone(make_task(charged, "torch", device_bytes=100))
     assert seen == [[], ["a"], [Released]]
     assert [type(message) for _, message in told] == [Released, Ended]
-    assert reserved(HOST) == []
+    assert reserved(state, HOST) == []

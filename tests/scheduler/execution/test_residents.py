@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -420,8 +421,8 @@ def test_a_measurement_that_tells_nothing_changes_nothing(place: Place, readings
 
 
 def test_room_is_made_by_what_has_been_idle_longest(place: Place) -> None:
-    told: list[str] = []
-    residents = Residents(Book().hold, on_evicted=told.append)
+    told: list[tuple[str, str]] = []
+    residents = Residents(Book().hold, on_evicted=lambda *news: told.append(news))
     steps = [place("Model", weights=name) for name in ("a", "b", "c")]
     a, b, c = (state_of(step).name for step in steps)
     for step in (*steps, steps[0]):
@@ -430,9 +431,28 @@ def test_room_is_made_by_what_has_been_idle_longest(place: Place) -> None:
     assert residents.make_room(but=b) == c
     assert residents.make_room() == b
     assert residents.make_room(but=a) is None
-    assert told == [c, b]
+    assert told == [(c, ""), (b, "")]
     assert residents.evict(a)
-    assert told == [c, b], "who asks for it knows"
+    assert len(told) == 2, "who asks for it knows"
+
+
+def test_of_what_other_runs_may_request_nothing_was_used_lately(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    residents = Residents(Book().hold, on_evicted=lambda *news: told.append(news))
+    times = iter([0.0, 0.0, 10.0, 0.0, 0.0, 20.0])
+    clock = SimpleNamespace(monotonic=lambda: next(times, 0.0))
+    monkeypatch.setattr("scheduler.execution.residents.time", clock)
+    a, b = (place("Model", weights=name) for name in "ab")
+    use(residents, a)
+    use(residents, b)
+    with residents.in_use([place("Second")], context):
+        assert [residents.unused(since) for since in (9.9, 10.0, 20.0, 99.0)] == [0, 100, 200, 200]
+        assert residents.make_room(unused_since=9.9) is None
+        assert residents.make_room(unused_since=10.0, why="needed") == state_of(a).name
+        assert residents.make_room(unused_since=10.0) is None
+    assert [why for _, why in told] == ["needed"]
 
 
 def test_to_reserve_state_room_may_be_made_by_other_state(place: Place) -> None:

@@ -1,19 +1,24 @@
 """Steps with state in whole runs: set up once for each device, evicted when another job needs the room."""
 
+import re
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pools.virtual import VirtualDeviceMemory
 from scheduler.config.model import DevicesConfig, MemoryConfig
 from scheduler.core.instructions import JobOutcome
 from scheduler.execution.local import local_scheduler
 from scheduler.execution.stack_scheduler import StackJob, StackScheduler
 from scheduler.host.reservations import Reservations
 from scheduler.steps.resolve import StepSpec
+from tests.scheduler.execution.tiny_runs import decided
 
 MODULE = """
 import os
@@ -68,7 +73,7 @@ class Bench:
     def __init__(self, folder: Path, scheduler: StackScheduler) -> None:
         self.scheduler = scheduler
         self._path = (str(folder),)
-        self._log = folder / "log"
+        self._log = scheduler.run_dir.with_suffix(".log")
 
     def run(self, use: str, count: int) -> set[str]:
         """The devices on which so many jobs have run."""
@@ -105,16 +110,18 @@ def two_devices(tmp_path: Path) -> On:
     """Start worker processes for two virtual devices."""
     (tmp_path / "stackyard_stateful.py").write_text(MODULE)
 
-    @contextmanager
-    def start() -> Iterator[Bench]:
-        with local_scheduler(
-            run_dir=tmp_path / "run",
-            devices=DevicesConfig(gpus={"virtual": ["64MiB", "64MiB"]}, cpu=False),
-            memory=MemoryConfig(on_pressure="wait"),
-        ) as scheduler:
-            yield Bench(tmp_path, scheduler)
+    return lambda: started(tmp_path, {"virtual": ["64MiB", "64MiB"]})
 
-    return start
+
+@contextmanager
+def started(folder: Path, gpus: dict[str, Any], name: str = "run") -> Iterator[Bench]:
+    """The same with the GPUs given; the module is in the folder."""
+    with local_scheduler(
+        run_dir=folder / name,
+        devices=DevicesConfig.model_validate({"gpus": gpus, "cpu": False}),
+        memory=MemoryConfig(on_pressure="wait"),
+    ) as scheduler:
+        yield Bench(folder, scheduler)
 
 
 def test_two_hundred_jobs_set_up_once_for_each_device(two_devices: On) -> None:
@@ -140,6 +147,25 @@ def test_after_one_eviction_it_is_set_up_a_third_time(two_devices: On) -> None:
         assert len(bench.run("Model", 100)) == 2
         assert bench.set_up() == 3
     assert sum(bench.notes().values()) == 6
+
+
+def test_two_runs_that_share_a_device_give_each_other_what_they_do_not_use(tmp_path: Path) -> None:
+    # Each keeps 24 MiB of 64 there. 45 MiB don't fit beside the other one's, even without its own.
+    (tmp_path / "stackyard_stateful.py").write_text(MODULE)
+    shared = {"virtual": ["64MiB"], "name": f"shared-{secrets.token_hex(4)}"}
+    with started(tmp_path, shared, "one") as one, started(tmp_path, shared, "other") as other:
+        for bench in (one, other):
+            one.run("Model", 2)
+            other.run("Model", 2)
+            bench.run("hungry", 1)
+        assert [one.set_up(), other.set_up()] == [2, 2]
+    VirtualDeviceMemory(f"VIRTUAL-{shared['name']}-0").unlink()
+    needs = "another run needs .* MiB on virtual0: unused state goes"
+    for bench, hungry in ((one, "job-000003"), (other, "job-000005")):
+        summary = bench.scheduler.summary
+        assert summary is not None
+        assert "other runs are asked for 24 MiB of state" in decided(summary, hungry)
+        assert [remark for remark in summary.remarks if re.fullmatch(needs, remark)]
 
 
 def test_state_in_host_memory_has_room_beside_the_jobs_that_use_it(tmp_path: Path) -> None:

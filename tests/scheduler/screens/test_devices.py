@@ -12,7 +12,8 @@ from memcore import BackendStatus, DeviceInfo
 from pools.process import ProcessId
 from scheduler.core.model import Device, DeviceKind, DeviceSnapshot, ProcessMemory
 from scheduler.host.reading import Reading
-from scheduler.host.reservations import Grant, LeaseRow, ReservationRow, Reservations
+from scheduler.host.reservations import Grant, Reservations
+from scheduler.host.rows import LeaseRow, ReservationRow
 from scheduler.screens import cli
 from scheduler.screens.backend_probe import probe_backends
 from scheduler.screens.devices import HostView, draw_host, host_json

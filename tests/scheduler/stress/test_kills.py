@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pools.process import ProcessId
-from scheduler.host.reservations import ReservationRow
+from scheduler.host.rows import ReservationRow
 from scheduler.stress.kills import Killer, due_after
 
 

@@ -3,7 +3,8 @@
 from pools.process import ProcessId, this_process
 from scheduler.core.model import Device, DeviceKind
 from scheduler.host.reading import Reading
-from scheduler.host.reservations import Grant, ReservationRow, Reservations
+from scheduler.host.reservations import Grant, Reservations
+from scheduler.host.rows import ReservationRow
 from scheduler.stress.evidence import rows_left
 from scheduler.stress.watch import HogLook, Promises, Watch
 
