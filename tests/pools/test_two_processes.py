@@ -52,10 +52,11 @@ def test_a_thousand_jobs_at_80_percent_of_the_device(device: VirtualDeviceMemory
         found = figures(process)
         assert (found["refused"], found["leaks"], found["in_use"], found["left"]) == (0, [], 0, 0)
         assert found["most"] <= CAPACITY // 2
-        # flat: once each framework has run a few jobs, nothing grows any more
+        # flat: once each framework has run a few jobs, nothing grows any more; pages of libraries that nobody
+        # reads may go
         quarter = len(found["resident"]) // 4
         early, late = (median(found["resident"][first : first + quarter]) for first in (quarter, 3 * quarter))
-        assert late == pytest.approx(early, rel=0.02)
+        assert late <= 1.02 * early
     assert device.charges() == []
 
 

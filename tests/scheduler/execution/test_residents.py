@@ -492,7 +492,7 @@ def test_a_teardown_that_fails_is_told_and_costs_nobody_anything(
 def test_close_tears_down_what_is_idle_and_the_rest_after_its_last_attempt(place: Place, module: Any) -> None:
     book = Book()
     told: list[str] = []
-    residents = Residents(book.hold, on_evicted=told.append)
+    residents = Residents(book.hold, on_evicted=lambda name, _: told.append(name))
     idle, busy = place("Model", weights="idle"), place("Model", weights="busy")
     use(residents, idle)
     with residents.in_use([busy], context):

@@ -52,7 +52,7 @@ class Worker:
 
     def __init__(self, folder: Path, told: list[str]) -> None:
         settings = WorkerSettings(str(folder), (GPU, HOST), virtual_tag=TAG)
-        self.state = WorkerState(settings, GPU, HOST, on_evicted=told.append)
+        self.state = WorkerState(settings, GPU, HOST, on_evicted=lambda name, _: told.append(name))
         self.folder = folder
         self.told = told
 
