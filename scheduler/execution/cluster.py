@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from multiprocessing import resource_tracker
+from multiprocessing import current_process, resource_tracker
 from typing import Any
 
 import dask
@@ -21,6 +21,7 @@ from scheduler.execution.worker_settings import worker_settings
 
 LOOPBACK = "127.0.0.1"
 WRITERS = 4
+MAIN_REMEDY = 'put what it does below `if __name__ == "__main__":`'
 
 
 def worker_specification(
@@ -67,12 +68,16 @@ def local_cluster(
 ) -> Iterator[Client]:
     """Start worker processes for `devices` on this machine and connect to them.
 
-    `metrics_port` is for the pages of Dask's scheduler, /metrics among them; None takes any free one. A port
-    that is taken raises ClusterError.
+    `metrics_port` is for the pages of Dask's scheduler, /metrics among them; None takes any free one.
 
-    The processes are spawned, listen on loopback only, and end with the block. Spawning imports the
-    caller's main module again: a script must call this below `if __name__ == "__main__":`.
+    The processes are spawned, listen on loopback only, and end with the block.
+
+    Raises
+    ------
+    ClusterError
+        They don't start, `metrics_port` is taken, or see `check_main`.
     """
+    check_main()
     if metrics_port is not None:
         _check_port(metrics_port)
     cores = usable_cores()
@@ -81,7 +86,7 @@ def local_cluster(
     logging.getLogger("asyncio").addFilter(tells_news)
     # A Nanny puts these into its own process, which is this one, to hand them on.
     with dask.config.set(worker_settings(threads)), _restored_environment(threads):
-        with _ctrl_c_held_back():
+        with _ctrl_c_held_back(), _told_as_cluster_error():
             cluster = SpecCluster(
                 workers=specification,
                 scheduler={
@@ -101,6 +106,26 @@ def local_cluster(
         with _quiet_scheduler(), cluster, Client(cluster) as client:
             client.wait_for_workers(len(specification))
             yield client
+
+
+def check_main() -> None:
+    """Raise ClusterError in a worker process that is still starting: it imports the program that started it.
+
+    Spawning does that. A program that does its work when it is imported would start workers in each worker.
+    """
+    if getattr(current_process(), "_inheriting", False):  # by which multiprocessing itself tells
+        raise ClusterError(f"each worker process imports the program that starts it: {MAIN_REMEDY}")
+
+
+@contextlib.contextmanager
+def _told_as_cluster_error() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ClusterError(
+            f"the worker processes don't start, each has said why: {error} If this program starts them when "
+            f"it is imported: {MAIN_REMEDY}"
+        ) from error
 
 
 def tells_news(record: logging.LogRecord) -> bool:

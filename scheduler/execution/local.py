@@ -7,7 +7,7 @@ from pathlib import Path
 from scheduler.config.model import DevicesConfig, JobsConfig, MemoryConfig
 from scheduler.core.model import DeviceKind
 from scheduler.core.policy import Pin
-from scheduler.execution.cluster import local_cluster
+from scheduler.execution.cluster import check_main, local_cluster
 from scheduler.execution.devices import open_devices
 from scheduler.execution.record import JournalRecord
 from scheduler.execution.stack_scheduler import OwnCluster, StackScheduler
@@ -52,6 +52,7 @@ def local_scheduler(
     ClusterError
         The worker processes don't start, or `metrics_port` is taken.
     """
+    check_main()
     run_dir = run_dir.absolute()
     with contextlib.ExitStack() as stack:
         if discovery is None:

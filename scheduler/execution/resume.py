@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scheduler.config.model import RunConfig
 from scheduler.core.policy import Pin
+from scheduler.execution.cluster import check_main
 from scheduler.execution.events import Event
 from scheduler.execution.journal import Journal, JournalJob
 from scheduler.execution.prepare import PreparedRun, look, write_plates
@@ -44,9 +45,10 @@ def resume(
     ------
     ResumeError
         There is no run in the folder, or its journal can't be read.
-    InputError, OutputError, StepError, DevicesError
+    InputError, OutputError, StepError, DevicesError, ClusterError
         As `run`; and an input of a job that isn't done is gone, or an array from a file is another one.
     """
+    check_main()
     run_dir = Path(run_dir).absolute()
     config, rows = _read(run_dir)
     with run_lock(config, run_dir.name):

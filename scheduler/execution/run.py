@@ -11,6 +11,7 @@ from distributed import Client
 from scheduler.config.cluster import AddressCluster, LocalCluster, SlurmCluster
 from scheduler.config.model import RunConfig, VirtualGpus
 from scheduler.core.policy import Pin
+from scheduler.execution.cluster import check_main
 from scheduler.execution.devices import open_devices
 from scheduler.execution.errors import ClusterError
 from scheduler.execution.events import Event, taken
@@ -64,6 +65,7 @@ def run(
     InputError, OutputError, StepError, DevicesError, ClusterError
         Nothing was started: the input, the output folder, a step, a device or the cluster can't be used.
     """
+    check_main()
     prepared = prepare(config, overwrite=overwrite)
     run_dir = config.output.path / ".stackyard" / (run_id or new_run_id())
 

@@ -4,6 +4,8 @@ import ipaddress
 import logging
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -115,6 +117,24 @@ def test_ctrl_c_while_workers_start_does_not_end_them(
     with local_cluster((CPU,), host_limit=2 * GIB) as client:
         assert len(client.scheduler_info(n_workers=-1)["workers"]) == CPU.slots
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_program_that_works_when_it_is_imported_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "careless.py").write_text(
+        "from pathlib import Path\n"
+        "from scheduler.config.model import DevicesConfig\n"
+        "from scheduler.execution.local import local_scheduler\n"
+        "with local_scheduler(run_dir=Path('run'), devices=DevicesConfig(gpus=[])):\n"
+        "    print('started')\n"
+    )
+    command = [sys.executable, "careless.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (1, "")
+    said = "ClusterError: each worker process imports the program that starts it: put what it does below"
+    assert said in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "ClusterError: the worker processes don't start" in last
+    assert last.endswith('when it is imported: put what it does below `if __name__ == "__main__":`')
 
 
 @pytest.mark.parametrize(
