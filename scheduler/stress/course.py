@@ -99,14 +99,16 @@ class Course:
 
     def _take_ended(self) -> bool:
         """Wait a little for jobs to end, and look at their results; True if any did."""
-        with contextlib.suppress(queue.Empty):
+        try:
             self._look_at(self._ended.get(timeout=TURN_S))
-            # Values are compared here: leave time for the rest of the turn.
-            until = time.monotonic() + TURN_S
+        except queue.Empty:
+            return False
+        # Values are compared here: leave time for the rest of the turn.
+        until = time.monotonic() + TURN_S
+        with contextlib.suppress(queue.Empty):
             while time.monotonic() < until:
                 self._look_at(self._ended.get_nowait())
-            return True
-        return False
+        return True
 
     def _stack_job(self, job: StressJob) -> StackJob:
         family = job.family

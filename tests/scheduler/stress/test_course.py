@@ -131,6 +131,13 @@ def test_a_job_that_never_ends_is_lost(handled, monkeypatch):
     assert account.problems == (f"lost: {TO_FILE} never ended (nothing has ended for 0 s)",)
 
 
+def test_jobs_that_end_one_after_the_other_are_waited_for_however_long_all_take(handled, monkeypatch):
+    monkeypatch.setattr(course_module, "WINDOW", 1)
+    monkeypatch.setattr(course_module, "STALL_S", 0.0)
+    account = handled()
+    assert (account.done, account.problems) == (len(JOBS), ())
+
+
 def test_a_scheduler_that_takes_no_more_jobs_has_lost_them(handled):
     account = handled(refused=JOBS[-1].name)
     assert account.exit_status == 1
