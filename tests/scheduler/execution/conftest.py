@@ -11,6 +11,8 @@ import tifffile
 import yaml
 
 from scheduler.config import RunConfig, load_config
+from scheduler.execution import crew as crew_module
+from scheduler.execution import driver as driver_module
 
 WriteConfig = Callable[..., Path]
 
@@ -70,3 +72,11 @@ def make_config(write_config: WriteConfig) -> Callable[..., RunConfig]:
         return load_config(write_config(**sections))
 
     return make
+
+
+@pytest.fixture
+def impatient_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a real cluster is given seconds for, is over at once here."""
+    monkeypatch.setattr(driver_module, "TICK_S", 0.005)
+    for module in (driver_module, crew_module):
+        monkeypatch.setattr(module, "JUDGEMENT_S", 0.0)

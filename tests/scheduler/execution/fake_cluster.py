@@ -27,6 +27,7 @@ GPU = Device("GPU-1", "gpu0", DeviceKind.CUDA, 100 * MIB)
 ON_CPU = JobPlan("cpu", (DeviceKind.CPU,), Footprint(0, MIB))
 ON_GPU = JobPlan("gpu", (DeviceKind.CUDA,), Footprint(MIB, MIB))
 TOPIC = "topic"
+DEADLINE_S = 30.0
 
 
 class FakeFuture:
@@ -278,3 +279,7 @@ def job(name: str, *plans: JobPlan, **rest: Any) -> Job:
 def keys(*names: str) -> list[AttemptKey]:
     """The first attempts at jobs."""
     return [(name, 1) for name in names]
+
+
+def nothing(_future: FakeFuture) -> None:
+    """A worker that doesn't come to an end by itself."""
