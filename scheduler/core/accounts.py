@@ -130,7 +130,7 @@ class DeviceAccount:
         "ordinal",
         "problem",
         "processes",
-        "requested_until",
+        "requested",
         "reserved",
         "residents",
         "running",
@@ -153,9 +153,8 @@ class DeviceAccount:
         self.known = False
         self.problem = "not probed yet"
         self.used = self.external = self.foreign = self.excess = self.idle = self.processes = 0
-        # of what is other runs' (foreign): state that they don't use now
-        self.unused = 0
-        self.requested_until = 0.0
+        self.unused = 0  # of what other runs have reserved
+        self.requested = ("", 0.0)  # the job for which they were asked last, and until when not again
         self.reserved = 0
         self.running: dict[str, JobRecord] = {}
         # of these on a CPU: not known to be short
@@ -251,11 +250,10 @@ class DeviceAccount:
         foreign = excess = idle = processes = 0
         for process in snapshot.processes:
             excess += process.excess_bytes
+            foreign += process.of_other_runs
             if process.ours:
                 idle += process.reclaimable_bytes
                 processes += process.held_bytes > 0
-            else:
-                foreign += process.reserved_bytes
         self.foreign, self.excess, self.idle, self.processes = foreign, excess, idle, processes
         self.unused = sum(process.unused_bytes for process in snapshot.processes)
         self.refresh()

@@ -64,8 +64,8 @@ class ProcessMemory:
 
     `held_bytes` is measured (its context included), `reclaimable_bytes` is the part of it that is idle in
     pools and allocators, `reserved_bytes` is the sum of its reservations. `ours` is False for another run's
-    process. `unused_bytes`: of its reservations, those for what steps of other runs keep there and don't use
-    now, which this run may request.
+    process. Of its reservations `foreign_bytes` are other runs', `unused_bytes` of them for what their steps
+    keep there and don't use now; None: all of a process that isn't ours, and nothing of one that is.
     """
 
     pid: int
@@ -73,7 +73,15 @@ class ProcessMemory:
     reclaimable_bytes: int = 0
     reserved_bytes: int = 0
     ours: bool = True
+    foreign_bytes: int | None = None
     unused_bytes: int = 0
+
+    @property
+    def of_other_runs(self) -> int:
+        """Bytes that other runs have reserved in it."""
+        if self.foreign_bytes is not None:
+            return self.foreign_bytes
+        return 0 if self.ours else self.reserved_bytes
 
     @property
     def committed_bytes(self) -> int:

@@ -16,8 +16,10 @@ READY_S = 0.8
 READY_SHARE = 16
 # So long one device is asked to evict state for a job before others are, and before the CPU takes the job.
 ROOM_S = 10.0
-# Other runs are asked again after so long: a request that isn't renewed is forgotten.
-REQUEST_AGAIN_S = 5.0
+# A job that the CPU takes at once asks nobody.
+REQUEST_AFTER_S = 0.5
+# A request to other runs is forgotten unless it is made again: `host.requests.REQUEST_S`.
+REQUEST_AGAIN_S = 2.0
 
 
 class Placer:
@@ -115,7 +117,7 @@ class Placer:
         record.state = JobState.RUNNING
         record.placement = placement
         record.on_device = True
-        record.room_on = None
+        record.room_on = record.requested_on = None
         record.refused = ""
         record.began_at = None
         account.running[record.job.job_id] = record
@@ -283,32 +285,48 @@ class Placer:
                 if victim is not None and not group.room_is_made(self.state.now, uuid):
                     self._evict(account, victim, group, option, free)
                     return
-        if not account.unused or account.evicting or self.state.now < account.requested_until:
+        if not account.unused or account.evicting:
             return
         for group, option in self._chooser.wants(account, room + account.unused):
             need = option.need - self._chooser.warmth(account, option)
             if need > free and not group.room_is_made(self.state.now, uuid):
-                self._request(account, need, group)
+                self._request(account, need, group.oldest())
                 return
 
-    def _request(self, account: DeviceAccount, need: int, group: Group) -> None:
-        record = group.oldest()
-        if not self._has_turn(record, account):
+    def _request(self, account: DeviceAccount, need: int, record: JobRecord) -> None:
+        """Ask other runs, for one device after the other. Nobody knows whether they give way.
+
+        The CPU may take the job meanwhile.
+        """
+        now, uuid, job_id = self.state.now, account.device.uuid, record.job.job_id
+        if now - record.since < REQUEST_AFTER_S:
             return
-        account.requested_until = self.state.now + REQUEST_AGAIN_S
-        job_id = record.job.job_id
+        if account.requested[0] == job_id and now < account.requested[1]:
+            return
+        if record.requested_on != uuid and now < record.requested_until:
+            return
+        if record.requested_on == uuid and now >= record.requested_until:
+            record.requested_on = None  # the others' turn
+            return
+        if record.requested_on != uuid:
+            record.requested_on, record.requested_until = uuid, now + ROOM_S
+        account.requested = job_id, now + REQUEST_AGAIN_S
         reason = (
             f"{job_id} needs {gib(need)} on {account.device.name}, where {gib(max(0, account.free))} are "
             f"free: other runs are asked for {gib(account.unused)} of state that they don't use now"
         )
         inputs = {"need": need, "free": account.free, "unused_state": account.unused}
         nbytes = need + account.device.headroom_bytes
-        decision = Decision(Verdict.RECLAIM, reason, inputs)
-        self.out.append(Request(account.device.uuid, nbytes, job_id, decision))
+        self.out.append(Request(uuid, nbytes, job_id, Decision(Verdict.RECLAIM, reason, inputs)))
 
     def _evict(self, account: DeviceAccount, name: str, group: Group, option: Option, free: int) -> None:
-        record = group.oldest()
-        if not self._has_turn(record, account) or name in account.evicting:
+        record, now = group.oldest(), self.state.now
+        if record.room_on == account.device.uuid and now >= record.room_until:
+            record.room_on = None  # the others' turn
+            return
+        if record.room_on != account.device.uuid:
+            record.room_on, record.room_until = account.device.uuid, now + ROOM_S
+        if name in account.evicting:
             return
         account.evicting.add(name)
         nbytes = account.residents[name]
@@ -318,16 +336,6 @@ class Placer:
         )
         inputs = {"need": option.need, "free": free, "idle_state": nbytes}
         self.out.append(Evict(account.device.uuid, name, Decision(Verdict.RECLAIM, reason, inputs)))
-
-    def _has_turn(self, record: JobRecord, account: DeviceAccount) -> bool:
-        """Whether room is made on this device for the job, and not on another one; for `ROOM_S` at a time."""
-        now, uuid = self.state.now, account.device.uuid
-        if record.room_on == uuid and now >= record.room_until:
-            record.room_on = None  # the others' turn
-            return False
-        if record.room_on != uuid:
-            record.room_on, record.room_until = uuid, now + ROOM_S
-        return True
 
 
 def _is_short(group: Group, option: Option) -> bool:

@@ -63,6 +63,9 @@ class JobRecord:
     # the device that was asked to evict state for it, which may take its time until then
     room_on: str | None = None
     room_until: float = 0.0
+    # the device whose other runs are asked for room, until the others' turn
+    requested_on: str | None = None
+    requested_until: float = 0.0
     cancelled: str | None = None
 
 

@@ -197,6 +197,7 @@ def _carry_out(state: WorkerState, task: AttemptTask, course: _Course, activity:
             task.job_id, device_bytes=task.device_bytes, host_bytes=task.host_bytes, own=own
         ) as holding,
         state.array_files.in_use(own.files),
+        state.residents.expected(own.state),
         contextlib.ExitStack() as leases,
         held_by(task.job_id),
     ):

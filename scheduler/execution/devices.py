@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 from pathlib import Path
 
 from scheduler.config.model import DevicesConfig, MemoryConfig, VirtualGpus
@@ -24,13 +25,19 @@ def _shared_name(devices: DevicesConfig) -> str | None:
     return devices.gpus.name if isinstance(devices.gpus, VirtualGpus) else None
 
 
-def virtual_tag(devices: DevicesConfig, run_dir: Path) -> str:
-    """What the run's virtual GPUs are called: the name that it shares with other runs, or one of its own.
+def run_label(run_dir: Path) -> str:
+    """What a run is called among others on its hosts: folders of one name in different places are different.
 
-    Folders of the same name in different places are different runs.
+    The same when the run goes on, on the same host.
     """
-    digest = hashlib.blake2b(os.fsencode(run_dir.absolute()), digest_size=4).hexdigest()
-    return _shared_name(devices) or f"{run_dir.name[:40]}-{digest}"
+    place = os.fsencode(run_dir.resolve()) + socket.gethostname().encode()
+    name = run_dir.name[:40].encode(errors="replace").decode()
+    return f"{name}-{hashlib.blake2b(place, digest_size=4).hexdigest()}"
+
+
+def virtual_tag(devices: DevicesConfig, run_dir: Path) -> str:
+    """What the run's virtual GPUs are called: the name that it shares with other runs, or one of its own."""
+    return _shared_name(devices) or run_label(run_dir)
 
 
 def open_devices(wanted: DevicesConfig, memory: MemoryConfig, *, run_dir: Path, jobs: int) -> Discovery:

@@ -126,7 +126,6 @@ class Driver(UnderWay):
         self._lost = False
         self._ticked_at = float("-inf")
         self._stuck: dict[str, str] = {}
-        self._requested: set[tuple[str, str]] = set()
         self.end_reason = ""
 
     # what other threads may call
@@ -308,9 +307,7 @@ class Driver(UnderWay):
                 if self._fleet.processes_of(uuid):
                     self._fleet.evict(uuid, name)
             case Request(device=uuid, nbytes=nbytes, job_id=job_id, decision=decision):
-                if (job_id, uuid) not in self._requested:
-                    self._requested.add((job_id, uuid))
-                    self._record.decided(job_id, decision)
+                self._record.decided(job_id, decision)
                 self._fleet.request(uuid, nbytes)
             case StopRun(decision=decision):
                 self._give_up(decision.reason)

@@ -268,8 +268,8 @@ class Fleet:
         self._tell(self.processes_of(device), evict_here, device, name, self.topic)
 
     def request(self, device: str, nbytes: int) -> None:
-        """Have a process of the device ask other runs for state that they don't use; doesn't wait for it."""
-        self._tell(self.processes_of(device)[:1], request_here, nbytes, self.topic)
+        """Have the processes of the device ask other runs for what they don't use; doesn't wait for it."""
+        self._tell(self.processes_of(device), request_here, nbytes, self.topic)
 
     def _tell(
         self, processes: Iterable[WorkerProcess], function: Callable[..., Any], *arguments: Any

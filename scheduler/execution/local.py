@@ -8,7 +8,7 @@ from scheduler.config.model import DevicesConfig, JobsConfig, MemoryConfig
 from scheduler.core.model import DeviceKind
 from scheduler.core.policy import Pin
 from scheduler.execution.cluster import check_main, local_cluster
-from scheduler.execution.devices import open_devices
+from scheduler.execution.devices import open_devices, run_label
 from scheduler.execution.record import JournalRecord
 from scheduler.execution.stack_scheduler import OwnCluster, StackScheduler
 from scheduler.host.probes import Discovery
@@ -63,7 +63,7 @@ def local_scheduler(
         if record is None:
             record = JournalRecord.begin(run_dir, {})
         host = next(device for device in discovery.devices if device.kind is DeviceKind.CPU)
-        reservations = stack.enter_context(Reservations(run=str(run_dir)))
+        reservations = stack.enter_context(Reservations(run=run_label(run_dir)))
         client = stack.enter_context(
             local_cluster(discovery.devices, host_limit=host.total_bytes, metrics_port=metrics_port)
         )

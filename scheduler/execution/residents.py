@@ -3,9 +3,9 @@
 import contextlib
 import hashlib
 import logging
-import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -117,7 +117,7 @@ class Residents:
         Gives back that many idle bytes (0 for state in host memory): what was torn down is in allocators'
         caches still.
     on_evicted
-        Told the names of what `make_room` has evicted, and why if that is news for a person.
+        Told the names of what `make_room` and `give_up_on_host` have evicted.
 
     Notes
     -----
@@ -138,7 +138,7 @@ class Residents:
         measured: Callable[[], int | None] = lambda: None,
         measured_on_host: Callable[[], int | None] = lambda: None,
         reclaim: Callable[[int], object] = lambda _: None,
-        on_evicted: Callable[[str, str], None] = lambda _name, _why: None,
+        on_evicted: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._hold = hold
         self._on_gpu = on_gpu
@@ -149,6 +149,7 @@ class Residents:
         self._reclaim = reclaim
         self._on_evicted = on_evicted
         self._kept: dict[str, _Kept] = {}
+        self._expected: Counter[str] = Counter()
         self._changed = threading.Condition()
         self._closed = False
 
@@ -188,29 +189,42 @@ class Residents:
         self._put_away(kept)
         return True
 
-    def make_room(self, *, but: str = "", unused_since: float = math.inf, why: str = "") -> str | None:
+    def make_room(self, *, but: str = "") -> str | None:
         """Evict the state that has been idle longest, all but one name; its name, None if nothing is idle.
 
         For a worker that would have to turn an attempt away: the dispatcher knows state by what it declares.
-
-        Parameters
-        ----------
-        unused_since
-            Only what no attempt has used since then (seconds, monotonic).
-        why
-            What `on_evicted` is told.
         """
-        kept = self._put_one_away(lambda kept: kept.name != but and kept.used_at <= unused_since)
+        kept = self._put_one_away(lambda kept: kept.name != but)
         if kept is None:
             return None
-        self._on_evicted(kept.name, why)
+        self._on_evicted(kept.name)
         return kept.name
 
-    def unused(self, since: float) -> int:
-        """Bytes on the device of state that no attempt has used since then (seconds, monotonic)."""
+    @contextlib.contextmanager
+    def expected(self, name: str) -> Iterator[None]:
+        """An attempt counts on the state of that name, which it will use inside the block: see `unused`."""
         with self._changed:
-            kept = [each for each in self._kept.values() if each.idle and each.used_at <= since]
-            return sum(each.nbytes for each in kept)
+            self._expected[name] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._expected[name] -= 1
+
+    def unused(self, now: float, for_s: float) -> dict[str, int]:
+        """Bytes on the device of state that nothing has used for so long, the longest unused first.
+
+        None of it was set up for longer than it is unused, and no attempt counts on it.
+        """
+        with self._changed:
+            return {
+                kept.name: kept.nbytes
+                for kept in self._kept.values()
+                if kept.idle
+                and kept.nbytes
+                and not self._expected[kept.name]
+                and now - kept.used_at >= max(for_s, kept.setup_s)
+            }
 
     def idle_on_host(self, name: str | None = None) -> int:
         """Bytes that state which no attempt uses holds in host memory; all of it, or that of one name."""
@@ -229,7 +243,7 @@ class Residents:
             if kept is None:
                 break
             given += kept.host_bytes
-            self._on_evicted(kept.name, "")
+            self._on_evicted(kept.name)
         return given
 
     def names(self) -> tuple[str, ...]:
@@ -265,13 +279,14 @@ class Residents:
                 return kept
             in_host = state.host_bytes + (state.device_bytes if self._device_in_host else 0)
             kept = self._kept[state.name] = _Kept(state.name, state.device_bytes, in_host)
+        began = time.monotonic()
         try:
             self._set_up(kept, steps, make_context)
         except BaseException:
             self._forget(kept)
             raise
         with self._changed:
-            kept.ready, kept.users = True, 1
+            kept.ready, kept.users, kept.setup_s = True, 1, time.monotonic() - began
             self._changed.notify_all()
         return kept
 
@@ -349,7 +364,8 @@ class Residents:
 class _Kept:
     """State and how many attempts use it; not `ready` while it is set up or torn down.
 
-    `nbytes` are those on the device; it was last used at `used_at` (seconds, monotonic).
+    `nbytes` are those on the device. Its setup took `setup_s`; it was last used at `used_at` (seconds,
+    monotonic).
     """
 
     name: str
@@ -357,6 +373,7 @@ class _Kept:
     host_bytes: int = 0
     ready: bool = False
     users: int = 0
+    setup_s: float = 0.0
     used_at: float = 0.0
     undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -368,5 +385,5 @@ class _Kept:
 def _torn_down(step: str, give_up: Callable[[], None]) -> None:
     try:
         give_up()
-    except Exception:  # noqa: BLE001  a user's; no attempt is to blame, and the others' state must go too
+    except (Exception, SystemExit, KeyboardInterrupt):  # noqa: BLE001  a user's: the others' must go too
         _log.exception("teardown of step %s failed", step)

@@ -11,8 +11,10 @@ class WorkerSettings:
 
     Attributes
     ----------
+    run
+        What it is called among others on its hosts: `devices.run_label`.
     run_dir
-        The run's folder, absolute: two runs may have the same name. Reservations are known by it.
+        Its folder, absolute.
     topic
         The Dask topic on which workers tell the driver what happens.
     devices
@@ -29,6 +31,7 @@ class WorkerSettings:
         The driver's, see `workplace.versions`.
     """
 
+    run: str
     run_dir: str
     devices: tuple[Device, ...] = ()
     virtual_tag: str = ""

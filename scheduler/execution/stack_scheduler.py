@@ -17,7 +17,7 @@ from scheduler.core.model import DeviceSnapshot
 from scheduler.core.policy import OnPressure, Pin, Policy
 from scheduler.execution.announcer import Announcer
 from scheduler.execution.crew import ClusterTerms
-from scheduler.execution.devices import virtual_tag
+from scheduler.execution.devices import run_label, virtual_tag
 from scheduler.execution.driver import nobody
 from scheduler.execution.errors import ClusterError
 from scheduler.execution.job_ends import job_source, job_target, results_of, tables_of
@@ -287,9 +287,10 @@ def _settings(
 ) -> WorkerSettings:
     if own is not None:
         tag = virtual_tag(devices, run_dir)
-        return WorkerSettings(str(run_dir), own.discovery.devices, virtual_tag=tag)
+        return WorkerSettings(run_label(run_dir), str(run_dir), own.discovery.devices, virtual_tag=tag)
     share = isinstance(memory.host_limit, str)
     return WorkerSettings(
+        run_label(run_dir),
         str(run_dir),
         host_share=float(str(memory.host_limit).removesuffix("%")) / 100 if share else 1.0,
         host_limit=0 if share else int(memory.host_limit),

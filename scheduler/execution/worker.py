@@ -28,6 +28,7 @@ from scheduler.execution.runs_here import states_here
 from scheduler.execution.workplace import ProcessLimit, worker_probes
 from scheduler.execution.yielding import Yielding
 from scheduler.host.reading import Reading
+from scheduler.host.requests import Requests
 from scheduler.host.reservations import Denial, Grant, Reservations
 from scheduler.host.virtual import VirtualProbe
 from scheduler.steps.resolve import ResolvedStep, StepSpec
@@ -52,7 +53,7 @@ class WorkerState:
     on_tick
         Called with `time.monotonic()` each tenth of a second, in the thread that reports memory.
     on_evicted
-        Told the name of a step's state that had to make room here.
+        Told the name of a step's state that had to make room here, and why, if a person should know.
     limit
         What Dask lets this process have of the host's memory.
 
@@ -91,10 +92,10 @@ class WorkerState:
             measured=self._kept_on_device,
             measured_on_host=self._kept_on_host,
             reclaim=lambda nbytes: self.pools.reclaim(0 if self.on_gpu else "cpu", nbytes),
-            on_evicted=on_evicted,
+            on_evicted=lambda name: on_evicted(name, ""),
         )
         self.idle_host = IdleHost(self.pools, self.residents, self.array_files)
-        self._reservations = Reservations(run=settings.run_dir)
+        self._reservations = Reservations(run=settings.run)
         self._probes = worker_probes(settings, device, host)
         self._steps: dict[StepSpec, ResolvedStep] = {}
         self._lock = threading.Lock()
@@ -106,9 +107,16 @@ class WorkerState:
         self._process = psutil.Process()
         self.held_on_host = (0, 0)
         tasks = {"report its memory": self._report}
-        self._yielding = Yielding(device, self.residents, self._reservations, self.read)
+        self.yielding = Yielding(
+            device,
+            self.residents,
+            Requests(self._reservations),
+            read=self.read,
+            accounting=self._accounting,
+            on_evicted=on_evicted,
+        )
         if self.on_gpu:
-            tasks["give other runs what it doesn't use"] = lambda: self._yielding.look(time.monotonic())
+            tasks["give other runs what it doesn't use"] = lambda: self.yielding.look(time.monotonic())
         if on_tick is not None:
             tasks["tell the driver that it lives"] = lambda: on_tick(time.monotonic())
         # Without this thread the process would seem to be dead.
@@ -274,10 +282,6 @@ class WorkerState:
         assert isinstance(probe, VirtualProbe)
         return probe.memory(self.device.uuid)
 
-    def request(self, nbytes: int) -> None:
-        """Ask other runs for state that they don't use, until `nbytes` are free on the device."""
-        self._reservations.request(self.device.uuid, nbytes)
-
     def reclaim(self, nbytes: int) -> None:
         """Give back idle bytes of this worker's device, and tell the reservation table."""
         self._give_back(0 if self.on_gpu else "cpu", nbytes)
@@ -377,11 +381,12 @@ class WorkerState:
         """Tear the steps down and give the pools back."""
         self._watcher.stop()
         self._reporter.close()
+        self.yielding.close()
         self.residents.close()
-        self._yielding.close()
         for step in self._steps.values():
             step.close()
         self.pools.close()
+        self.yielding.withdraw()
         self._reservations.note_leases(_lasting_leases(self._others()))
         for state in self._others():
             state._shown = None  # what they have shown is gone

@@ -289,10 +289,10 @@ async def reclaim_here(nbytes: int, topic: str, dask_worker: Worker) -> None:
 
 
 async def request_here(nbytes: int, topic: str, dask_worker: Worker) -> None:
-    """Ask other runs for state that they don't use on a worker's device."""
+    """Ask other runs for what they don't use on a worker's device."""
     state = state_of(dask_worker.id, topic)
     if state is not None:
-        await asyncio.to_thread(state.request, nbytes)
+        await asyncio.to_thread(state.yielding.request, nbytes)
 
 
 async def hurry_here(topic: str, dask_worker: Worker) -> None:

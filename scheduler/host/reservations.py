@@ -39,7 +39,8 @@ CREATE TABLE IF NOT EXISTS lease (
 );
 CREATE TABLE IF NOT EXISTS unused_state (
     device TEXT NOT NULL, pid INTEGER NOT NULL, started INTEGER NOT NULL, namespace INTEGER NOT NULL,
-    nbytes INTEGER NOT NULL, run TEXT NOT NULL, PRIMARY KEY (device, pid, started, namespace, run)
+    nbytes INTEGER NOT NULL, run TEXT NOT NULL, going INTEGER NOT NULL,
+    PRIMARY KEY (device, pid, started, namespace, run)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS request (
     device TEXT NOT NULL, pid INTEGER NOT NULL, started INTEGER NOT NULL, namespace INTEGER NOT NULL,
@@ -47,8 +48,6 @@ CREATE TABLE IF NOT EXISTS request (
     PRIMARY KEY (device, pid, started, namespace, run)
 ) WITHOUT ROWID;
 """
-# A request of other runs counts for so many seconds, unless it is made again.
-REQUEST_S = 15.0
 
 _Row = tuple[int, int, int]
 """A process as its rows name it: pid, started, namespace."""
@@ -134,12 +133,12 @@ class Reservations:
             (held, reclaimable) bytes by device that this process has now, noted as by `measure`.
         """
         process = this_process()
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             for device, (nbytes, reclaimable) in (held or {}).items():
                 self._measure(connection, process, device, nbytes, reclaimable)
             trim: dict[str, int] = {}
             for device, need in needs.items():
-                snapshot = read(device).with_processes(self._processes(connection, device))
+                snapshot = read(device).with_processes(self.processes_in(connection, device))
                 room = (headroom or {}).get(device, 0)
                 if not snapshot.admits(need, room):
                     return Denial(_why_not(snapshot, need, room), snapshot)
@@ -154,11 +153,14 @@ class Reservations:
                 ).lastrowid
                 for device, need in needs.items()
             ]
+            connection.executemany(
+                "DELETE FROM request WHERE device = ? AND run = ?", [(device, self.run) for device in needs]
+            )
         return Grant(tuple(row for row in ids if row is not None), trim)
 
     def release(self, grant: Grant) -> None:
         """Give a grant's bytes back; giving back what is gone already does nothing."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.executemany("DELETE FROM reservation WHERE id = ?", [(row,) for row in grant.ids])
 
     def measure(self, device: str, held: int, reclaimable: int) -> None:
@@ -167,7 +169,7 @@ class Reservations:
         The figures come from pools, allocators and the measured context, never from NVML's list of processes,
         whose pids mean something else inside a container.
         """
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             self._measure(connection, this_process(), device, held, reclaimable)
 
     @contextmanager
@@ -176,37 +178,14 @@ class Reservations:
 
         Nothing is noted if the block raises.
         """
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             self._measure(connection, this_process(), device, held, reclaimable)
             yield
-
-    def note_unused_state(self, device: str, nbytes: int) -> None:
-        """Note how many bytes of this process's reservations are for state that its steps don't use now.
-
-        In place of what it noted before. Other runs may request them.
-        """
-        with self._transaction() as connection:
-            self._replace(connection, "unused_state", device, nbytes)
-
-    def request(self, device: str, nbytes: int) -> None:
-        """Ask other runs for their unused state until `nbytes` are free on a device; see `requested`."""
-        with self._transaction() as connection:
-            self._replace(connection, "request", device, nbytes, time.time() + REQUEST_S)
-
-    def requested(self, device: str) -> list[int]:
-        """The bytes that each of the other runs wants to see free on a device."""
-        with self._transaction() as connection:
-            found = connection.execute(
-                "SELECT pid, started, namespace, nbytes FROM request"
-                " WHERE device = ? AND run != ? AND until > ?",
-                (device, self.run, time.time()),
-            ).fetchall()
-        return [nbytes for *process, nbytes in found if not ProcessId(*process).is_dead()]
 
     def withdraw(self) -> None:
         """This process works here no more: what it holds counts as a stranger's, until it measures again."""
         process = this_process()
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(
                 "DELETE FROM held WHERE pid = ? AND started = ? AND namespace = ?",
                 (process.pid, process.started, process.namespace),
@@ -214,8 +193,8 @@ class Reservations:
 
     def processes(self, device: str) -> tuple[ProcessMemory, ...]:
         """Every living process that has reserved or holds something on a device."""
-        with self._transaction() as connection:
-            return self._processes(connection, device)
+        with self.transaction() as connection:
+            return self.processes_in(connection, device)
 
     def snapshot(self, reading: Reading) -> DeviceSnapshot:
         """A probe's reading together with what the table says of that device."""
@@ -223,21 +202,21 @@ class Reservations:
 
     def snapshots(self, readings: Iterable[Reading]) -> list[DeviceSnapshot]:
         """The same for many devices in one transaction: that is what probing costs most."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             self._reap(connection)
             return [
-                reading.with_processes(self._processes(connection, reading.uuid, reaped=True))
+                reading.with_processes(self.processes_in(connection, reading.uuid, reaped=True))
                 for reading in readings
             ]
 
     def reap(self) -> int:
         """Remove the rows of dead processes on every device; how many reservations that were."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return self._reap(connection)
 
     def rows(self) -> list[ReservationRow]:
         """Every reservation of the living."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             self._reap(connection)
             found = connection.execute(
                 "SELECT device, pid, started, namespace, nbytes, job, run FROM reservation ORDER BY id"
@@ -256,13 +235,13 @@ class Reservations:
             )
             for lease in leases
         ]  # fmt: skip
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("DELETE FROM lease WHERE pid = ? AND started = ? AND namespace = ?", key)
             connection.executemany("INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def leases(self) -> list[LeaseRow]:
         """What the pools of the living have lent, the longest held first."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             self._reap(connection)
             found = connection.execute(
                 "SELECT pid, what, device, nbytes, job, step, since FROM lease ORDER BY since"
@@ -288,7 +267,8 @@ class Reservations:
         self.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """The table for nobody but who is in the block; what is done there is undone if it raises."""
         # our own lock first: SQLite waits for its lock by sleeping in steps of up to 100 ms
         with self._lock, self._file.locked():
             self._connection.execute("BEGIN IMMEDIATE")
@@ -310,43 +290,35 @@ class Reservations:
             (device, process.pid, process.started, process.namespace, held, reclaimable, self.run),
         )
 
-    def _replace(
-        self, connection: sqlite3.Connection, table: str, device: str, nbytes: int, *more: float
-    ) -> None:
-        process = this_process()
-        key = (device, process.pid, process.started, process.namespace)
-        values = (*key, nbytes, self.run, *more)
-        places = ", ".join("?" * len(values))
-        connection.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places})", values)
-
-    def _processes(
+    def processes_in(
         self, connection: sqlite3.Connection, device: str, *, reaped: bool = False
     ) -> tuple[ProcessMemory, ...]:
         """The living processes on a device; what the dead left there is removed, unless it is `reaped`."""
         found: dict[_Row, list[int]] = {}
-        runs: dict[_Row, str] = {}
+        ours: set[_Row] = set()
         rows = connection.execute(
             "SELECT pid, started, namespace, run, 0, 0, SUM(nbytes), 0 FROM reservation WHERE device = ?"
-            " GROUP BY pid, started, namespace"
+            " GROUP BY pid, started, namespace, run"
             " UNION ALL"
             " SELECT pid, started, namespace, run, nbytes, reclaimable, 0, 0 FROM held WHERE device = ?"
             " UNION ALL"
-            " SELECT pid, started, namespace, NULL, 0, 0, 0, nbytes FROM unused_state"
-            " WHERE device = ? AND run != ?",
-            (device, device, device, self.run),
+            " SELECT pid, started, namespace, run, 0, 0, 0, nbytes FROM unused_state WHERE device = ?",
+            (device, device, device),
         )
-        for pid, started, namespace, run, *figures in rows.fetchall():
+        for pid, started, namespace, run, held, reclaimable, reserved, unused in rows.fetchall():
             row = pid, started, namespace
-            known = found.get(row)
-            found[row] = figures if known is None else [a + b for a, b in zip(known, figures, strict=True)]
-            if run is not None:
-                runs[row] = run
+            own = run == self.run
+            figures = (held, reclaimable, reserved, 0 if own else reserved, 0 if own else unused)
+            known = found.get(row, (0,) * len(figures))
+            found[row] = [a + b for a, b in zip(known, figures, strict=True)]
+            if own:
+                ours.add(row)
         for row in [] if reaped else [row for row in found if ProcessId(*row).is_dead()]:
             self._bury(connection, row)
             del found[row]
         return tuple(
-            ProcessMemory(row[0], held, reclaimable, reserved, runs.get(row) == self.run, unused)
-            for row, (held, reclaimable, reserved, unused) in found.items()
+            ProcessMemory(row[0], held, reclaimable, reserved, row in ours, foreign, unused)
+            for row, (held, reclaimable, reserved, foreign, unused) in found.items()
         )
 
     def _reap(self, connection: sqlite3.Connection) -> int:

@@ -14,6 +14,8 @@ DONE = "done"
 LEAST_TOUCHED = 1.0
 # More attempts in a hundred jobs than this shouldn't run out of memory by anybody's fault but their own.
 MOST_OOM = 2.0
+# The promises of fewer jobs may come and go between two looks.
+LEAST_SEEN = 4
 NAMED_AT_MOST = 5
 
 
@@ -181,7 +183,7 @@ def _too_light(evidence: Evidence, charged: int, touched: int) -> Iterable[str]:
 
 
 def _unseen(evidence: Evidence, done: set[str]) -> Iterable[str]:
-    if done and not evidence.watch.grants and not evidence.interrupted:
+    if len(done) >= LEAST_SEEN and not evidence.watch.grants and not evidence.interrupted:
         yield f"{len(done):,} jobs are done, and nobody has seen a promise: what was promised isn't known"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tifffile
 
+from scheduler.execution.devices import run_label
 from scheduler.execution.session import StackFuture
 from scheduler.execution.stack_scheduler import StackJob, StackScheduler
 from scheduler.execution.status import RunStatus
@@ -162,7 +163,7 @@ class Course:
         due = self._killer.is_due_after
         if due is None or ended < due:
             return
-        run = str(self._scheduler.run_dir)
+        run = run_label(self._scheduler.run_dir)
         rows = [row for row in table.rows() if row.run == run]
         kill = self._killer.act(ended, self._scheduler.worker_pids(), rows)
         if kill is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from pools.virtual import VirtualDeviceMemory
 from scheduler.config.model import JobsConfig
 from scheduler.core.model import DeviceKind
+from scheduler.execution.devices import run_label
 from scheduler.execution.local import local_scheduler
 from scheduler.execution.status import RunStatus
 from scheduler.host.probes import Discovery
@@ -69,11 +70,11 @@ def stress(
         )
         for name in (INPUTS, RESULTS, slow_disk.FOLDER):
             (folder / name).mkdir(parents=True)
-        run_dir = (folder / tag).absolute()
+        run_dir = folder / tag
         evidence = Evidence()
         began = time.monotonic()
         with _own_estimates(folder), Hogs(found.devices, options.hog, options.seed) as hogs:
-            watch = Watch(found.devices, str(run_dir), hogs.held, hogs.uuids)
+            watch = Watch(found.devices, run_label(run_dir), hogs.held, hogs.uuids)
             try:
                 with local_scheduler(
                     run_dir=run_dir,
@@ -86,14 +87,14 @@ def stress(
                     course.run(on_status, say, stop)
                     early = evidence.interrupted or bool(evidence.given_up)
                     if not early:
-                        evidence.left += _left_over(str(run_dir), found)
+                        evidence.left += _left_over(run_label(run_dir), found)
                     scheduler.close(cancel=early)
                 evidence.watch = watch.stop()
             finally:
                 watch.close()
         evidence.wall_s = time.monotonic() - began
         course.look_back()
-        evidence.left += rows_left(str(run_dir))
+        evidence.left += rows_left(run_label(run_dir))
         evidence.journal = read_journal(run_dir / "journal.sqlite")
         evidence.step_runs = read_diaries(run_dir)
         evidence.probe_faults = sum(probe.faults for probe in faulty)

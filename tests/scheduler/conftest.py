@@ -1,4 +1,4 @@
-"""A real Slurm for the tests that need one, started once."""
+"""A real Slurm for the tests that need one, started once in each process of the tests."""
 
 import os
 from collections.abc import Iterator

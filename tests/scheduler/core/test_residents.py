@@ -16,7 +16,7 @@ from scheduler.core.events import (
 )
 from scheduler.core.instructions import Evict, Request, Start
 from scheduler.core.model import gib
-from scheduler.core.placing import REQUEST_AGAIN_S, ROOM_S
+from scheduler.core.placing import REQUEST_AFTER_S, REQUEST_AGAIN_S, ROOM_S
 from tests.scheduler.core.build import GIB, World, cpu, gpu, job, jobs, on_cpu, on_gpu, resident
 from tests.scheduler.core.invariants import check_invariants
 
@@ -318,6 +318,8 @@ def later(world, seconds):
 def test_other_runs_are_asked_for_what_they_do_not_use():
     world = crowded(gpu(total=8, headroom=0.5), unused=3)
     world.add(*big())
+    assert world.instructions == []
+    later(world, REQUEST_AFTER_S)
     (request,) = world.instructions
     need = request.decision.inputs["need"]
     assert 5 * GIB < need < 6 * GIB
@@ -350,7 +352,7 @@ def test_other_runs_are_not_asked_by_a_job_that_has_the_bytes_and_waits_for_some
 def test_a_request_is_made_again_while_the_job_waits():
     world = crowded(gpu(total=8), unused=3)
     world.add(*big())
-    for _ in range(3):
+    for _ in range(4):
         later(world, REQUEST_AGAIN_S / 2)
     assert len(requested(world)) == 2
     world.tell(Cancel(world.now, None, "enough"))
@@ -358,14 +360,37 @@ def test_a_request_is_made_again_while_the_job_waits():
     assert len(requested(world)) == 2
 
 
+def test_the_next_job_that_lacks_room_does_not_wait_to_ask():
+    world = crowded(gpu(total=8), unused=3)
+    world.add(*big(2))
+    later(world, 1)
+    world.other_run_reserves("g0", 1)
+    assert list(world.running) == ["b0"]
+    world.other_run_reserves("g0", 4, 3)
+    world.end("b0", after=0.1)
+    assert requested(world) == [("g0", "b0"), ("g0", "b1")]
+
+
 def test_of_several_devices_one_is_asked_for_and_then_another():
     world = crowded(gpu(0), gpu(1), unused=3)
     world.add(*big())
     later(world, REQUEST_AGAIN_S)
     assert len({device for device, _ in requested(world)}) == 1
-    for _ in range(3):
+    for _ in range(4):
         later(world, ROOM_S)
     assert {device for device, _ in requested(world)} == {"g0", "g1"}
+
+
+@pytest.mark.parametrize("on_pressure", ["earliest-finish", "cpu"])
+def test_what_other_runs_are_asked_for_keeps_no_job_from_the_cpu(on_pressure):
+    either = (BIG, on_cpu(cost=1.0))
+    world = crowded(gpu(total=8), cpu(), unused=3, on_pressure=on_pressure)
+    world.measure(either[1], kind="big")
+    world.instructions.clear()
+    world.add(*big(3, either))
+    assert sorted(placement.device for placement in world.running.values()) == ["c-host", "c-host"]
+    later(world, 1)
+    assert requested(world) == [("g0", "b2")]
 
 
 def test_a_runs_own_idle_state_goes_first():
@@ -385,6 +410,7 @@ def test_other_runs_are_asked_for_what_a_runs_own_state_does_not_make_up_for():
     world.other_run_reserves("g0", 4, 3)
     world.instructions.clear()
     world.add(*big())
+    later(world, 1)
     assert (evicted(world), requested(world)) == ([], [("g0", "b0")])
     world.other_run_reserves("g0", 1)
     assert evicted(world) == [("g0", "weights")]

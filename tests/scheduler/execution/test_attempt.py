@@ -35,7 +35,7 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
     with contextlib.ExitStack() as ended:
 
         def make(device: Device, host: Device = HOST) -> WorkerState:
-            settings = WorkerSettings(str(tmp_path), (GPU, host), virtual_tag=TAG)
+            settings = WorkerSettings(TAG, str(tmp_path), (GPU, host), virtual_tag=TAG)
             state = WorkerState(settings, device, host)
             ended.callback(state.close)
             monkeypatch.setattr("scheduler.execution.attempt.current_worker", lambda: state)

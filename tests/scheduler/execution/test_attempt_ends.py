@@ -46,7 +46,7 @@ MakeTask = Callable[..., AttemptTask]
 def state(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WorkerState]:
     """This process as a CPU's worker, or by parameter a virtual GPU's; this thread as one of its attempts."""
     device = getattr(request, "param", HOST)
-    settings = WorkerSettings(str(tmp_path), (GPU, HOST), virtual_tag=TAG, topic=TOPIC)
+    settings = WorkerSettings(TAG, str(tmp_path), (GPU, HOST), virtual_tag=TAG, topic=TOPIC)
     made = WorkerState(settings, device, HOST)
     with working_for(made):
         yield made
@@ -73,10 +73,10 @@ def make_task(tmp_path: Path) -> MakeTask:
     return make
 
 
-def reserved(state: WorkerState, device: Device) -> list[str]:
-    """The jobs of the worker's run with bytes of the device."""
+def reserved(device: Device) -> list[str]:
+    """The jobs with bytes of the device."""
     with Reservations() as table:
-        return [row.job for row in table.rows() if (row.device, row.run) == (device.uuid, str(state.run_dir))]
+        return [row.job for row in table.rows() if (row.device, row.run) == (device.uuid, TAG)]
 
 
 def array_of(task: AttemptTask) -> NDArray[Any]:
@@ -106,7 +106,7 @@ def test_what_was_done_is_reported(state: WorkerState, make_task: MakeTask, tmp_
     assert began <= ended
     assert (report.disk_full, report.retire) == ("", "")
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), STACK + 1)
-    assert reserved(state, HOST) == []
+    assert reserved(HOST) == []
 
 
 def test_an_array_that_was_asked_for_is_no_memory_of_the_pool(
@@ -174,7 +174,7 @@ def test_an_attempt_that_is_cancelled_while_it_computes_writes_nothing(
     assert report.outcome == Cancelled("stopped before it writes")
     assert returned is None
     assert left_over(tmp_path) == set()
-    assert reserved(state, HOST) == []
+    assert reserved(HOST) == []
 
 
 # failed
@@ -192,7 +192,7 @@ def test_a_full_disk_is_no_fault_of_the_job(
     assert report.disk_full.startswith("no space left for ")
     assert report.disk_full.endswith("out.tif")
     assert report.outcome == Refused(f"{report.disk_full}: can't write")
-    assert reserved(state, HOST) == []
+    assert reserved(HOST) == []
 
 
 def test_shared_memory_that_is_full_is_no_fault_of_the_job(
@@ -373,11 +373,11 @@ def test_a_device_is_given_back_and_that_is_told_before_the_output_is_written(
     seen: list[Any] = []
 
     def look(*_: Any, **__: Any) -> None:
-        seen.extend([reserved(state, GPU), reserved(state, HOST), [type(message) for _, message in told]])
+        seen.extend([reserved(GPU), reserved(HOST), [type(message) for _, message in told]])
 
     monkeypatch.setattr(writing, "write_stack", look)
     charged = "assert current_worker().virtual_memory().charges(); return stack"
     run_alone(make_task(charged, "torch", device_bytes=100))
     assert seen == [[], ["a"], [Released]]
     assert [type(message) for _, message in told] == [Released, Ended]
-    assert reserved(state, HOST) == []
+    assert reserved(HOST) == []

@@ -1,5 +1,6 @@
 """The embedded cluster: what its processes are told, and whom it listens to."""
 
+import contextlib
 import ipaddress
 import logging
 import os
@@ -82,13 +83,13 @@ def test_virtual_gpus_get_as_many_logical_devices(monkeypatch: pytest.MonkeyPatc
 
 def listeners() -> set[tuple[int, str, int]]:
     """Process, address and port of whatever this process and those below it listen on."""
-    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return {
-        (process.pid, *connection.laddr)
-        for process in processes
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    found = set()
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a test's of Slurm, say, which ends by itself
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.add((process.pid, *connection.laddr))
+    return found
 
 
 def test_processes_have_their_environment_and_listen_on_loopback_only(

@@ -97,7 +97,7 @@ def test_state_larger_than_declared_counts_as_it_was_measured(module: Path) -> N
 
 def test_the_longest_unused_state_goes_first_and_only_as_much_as_is_wanted(module: Path) -> None:
     evicted: list[str] = []
-    residents = Residents(nothing, on_gpu=False, on_evicted=lambda name, _: evicted.append(name))
+    residents = Residents(nothing, on_gpu=False, on_evicted=evicted.append)
     for weights in (10, 20, 40):
         with use(residents, model(module, weights)):
             pass

@@ -41,7 +41,7 @@ MakeTask = Callable[..., AttemptTask]
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[WorkerState]:
     """This process as a CPU's worker."""
-    made = WorkerState(WorkerSettings(str(tmp_path), (HOST,)), HOST, HOST)
+    made = WorkerState(WorkerSettings(f"named-{secrets.token_hex(3)}", str(tmp_path), (HOST,)), HOST, HOST)
     with working_for(made):
         yield made
     made.close()

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -421,8 +420,8 @@ def test_a_measurement_that_tells_nothing_changes_nothing(place: Place, readings
 
 
 def test_room_is_made_by_what_has_been_idle_longest(place: Place) -> None:
-    told: list[tuple[str, str]] = []
-    residents = Residents(Book().hold, on_evicted=lambda *news: told.append(news))
+    told: list[str] = []
+    residents = Residents(Book().hold, on_evicted=told.append)
     steps = [place("Model", weights=name) for name in ("a", "b", "c")]
     a, b, c = (state_of(step).name for step in steps)
     for step in (*steps, steps[0]):
@@ -431,28 +430,65 @@ def test_room_is_made_by_what_has_been_idle_longest(place: Place) -> None:
     assert residents.make_room(but=b) == c
     assert residents.make_room() == b
     assert residents.make_room(but=a) is None
-    assert told == [(c, ""), (b, "")]
+    assert told == [c, b]
     assert residents.evict(a)
-    assert len(told) == 2, "who asks for it knows"
+    assert told == [c, b], "who asks for it knows"
 
 
-def test_of_what_other_runs_may_request_nothing_was_used_lately(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[tuple[str, str]] = []
-    residents = Residents(Book().hold, on_evicted=lambda *news: told.append(news))
-    times = iter([0.0, 0.0, 10.0, 0.0, 0.0, 20.0])
-    clock = SimpleNamespace(monotonic=lambda: next(times, 0.0))
-    monkeypatch.setattr("scheduler.execution.residents.time", clock)
+class Clock:
+    """Stands for `time` in residents."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("scheduler.execution.residents.time", made)
+    return made
+
+
+def test_what_is_unused_is_told_the_longest_unused_first(place: Place, clock: Clock) -> None:
+    residents = Residents(Book().hold)
     a, b = (place("Model", weights=name) for name in "ab")
-    use(residents, a)
-    use(residents, b)
-    with residents.in_use([place("Second")], context):
-        assert [residents.unused(since) for since in (9.9, 10.0, 20.0, 99.0)] == [0, 100, 200, 200]
-        assert residents.make_room(unused_since=9.9) is None
-        assert residents.make_room(unused_since=10.0, why="needed") == state_of(a).name
-        assert residents.make_room(unused_since=10.0) is None
-    assert [why for _, why in told] == ["needed"]
+    second = place("Second")
+    for clock.now, step in ((10.0, a), (20.0, b)):
+        use(residents, step)
+    with residents.in_use([second], context):
+        assert residents.unused(30.0, 20.5) == {}
+        assert residents.unused(30.0, 20.0) == {state_of(a).name: 100}
+        assert list(residents.unused(30.0, 0.0)) == [state_of(a).name, state_of(b).name]
+    assert list(residents.unused(30.0, 0.0).values()) == [100, 100, 30]
+
+
+def test_what_an_attempt_counts_on_is_in_use(place: Place, clock: Clock) -> None:
+    residents = Residents(Book().hold)
+    model = place("Model")
+    name = state_of(model).name
+    use(residents, model)
+    with residents.expected(name), residents.expected(name), residents.expected("another"):
+        assert residents.unused(99.0, 1.0) == {}
+    assert residents.unused(99.0, 1.0) == {name: 100}
+
+
+def test_what_takes_long_to_set_up_is_kept_for_as_long(place: Place, module: Any, clock: Clock) -> None:
+    def load(*_: Any) -> None:
+        clock.now += 60.0
+
+    module.on_setup = load
+    residents = Residents(Book().hold)
+    use(residents, place("Model"))
+    assert residents.unused(clock.now + 59.0, 1.0) == {}
+    assert len(residents.unused(clock.now + 60.0, 1.0)) == 1
+
+
+def test_what_lies_in_host_memory_is_no_room_on_the_device(place: Place, clock: Clock) -> None:
+    residents = Residents(Book().hold)
+    use(residents, place("Model", "numpy"))
+    assert residents.unused(99.0, 1.0) == {}
 
 
 def test_to_reserve_state_room_may_be_made_by_other_state(place: Place) -> None:
@@ -492,7 +528,7 @@ def test_a_teardown_that_fails_is_told_and_costs_nobody_anything(
 def test_close_tears_down_what_is_idle_and_the_rest_after_its_last_attempt(place: Place, module: Any) -> None:
     book = Book()
     told: list[str] = []
-    residents = Residents(book.hold, on_evicted=lambda name, _: told.append(name))
+    residents = Residents(book.hold, on_evicted=told.append)
     idle, busy = place("Model", weights="idle"), place("Model", weights="busy")
     use(residents, idle)
     with residents.in_use([busy], context):

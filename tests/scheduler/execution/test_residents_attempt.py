@@ -51,7 +51,7 @@ class Worker:
     """This process as the worker of a virtual device of 10 MiB, and attempts at jobs in it."""
 
     def __init__(self, folder: Path, told: list[str]) -> None:
-        settings = WorkerSettings(str(folder), (GPU, HOST), virtual_tag=TAG)
+        settings = WorkerSettings(TAG, str(folder), (GPU, HOST), virtual_tag=TAG)
         self.state = WorkerState(settings, GPU, HOST, on_evicted=lambda name, _: told.append(name))
         self.folder = folder
         self.told = told

@@ -14,6 +14,7 @@ import pytest
 from pools.virtual import VirtualDeviceMemory
 from scheduler.config.model import DevicesConfig, MemoryConfig
 from scheduler.core.instructions import JobOutcome
+from scheduler.execution.devices import run_label
 from scheduler.execution.local import local_scheduler
 from scheduler.execution.stack_scheduler import StackJob, StackScheduler
 from scheduler.host.reservations import Reservations
@@ -97,7 +98,7 @@ class Bench:
 
 def whose(bench: Bench, run_dir: Path) -> set[bool]:
     """Whether processes on the two devices are of the run in that folder."""
-    with Reservations(run=str(run_dir)) as table:
+    with Reservations(run=run_label(run_dir)) as table:
         return {
             process.ours
             for uuid in {note.split()[1] for note in bench.notes()}
@@ -160,7 +161,7 @@ def test_two_runs_that_share_a_device_give_each_other_what_they_do_not_use(tmp_p
             bench.run("hungry", 1)
         assert [one.set_up(), other.set_up()] == [2, 2]
     VirtualDeviceMemory(f"VIRTUAL-{shared['name']}-0").unlink()
-    needs = "another run needs .* MiB on virtual0: unused state goes"
+    needs = r"Model\(torch\) \w+ is put away: another run needs .* MiB on virtual0"
     for bench, hungry in ((one, "job-000003"), (other, "job-000005")):
         summary = bench.scheduler.summary
         assert summary is not None

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import secrets
 import sys
 import threading
 import time
@@ -36,7 +37,7 @@ HOST = Device("CPU-localhost", "cpu", DeviceKind.CPU, 1 << 62)
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[WorkerState]:
-    settings = WorkerSettings(str(tmp_path), (HOST,), topic=TOPIC)
+    settings = WorkerSettings(f"batch-{secrets.token_hex(3)}", str(tmp_path), (HOST,), topic=TOPIC)
     made = WorkerState(settings, HOST, HOST)
     for _ in range(MEASURED_ATTEMPTS):
         made.kinds.measures("kind")

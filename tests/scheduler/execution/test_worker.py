@@ -37,7 +37,7 @@ def make_worker(tmp_path: Path) -> Iterator[Callable[[Device], WorkerState]]:
     with contextlib.ExitStack() as ended:
 
         def make(device: Device) -> WorkerState:
-            settings = WorkerSettings(str(tmp_path), (VIRTUAL, HOST), virtual_tag=TAG)
+            settings = WorkerSettings(TAG, str(tmp_path), (VIRTUAL, HOST), virtual_tag=TAG)
             state = WorkerState(settings, device, HOST)
             ended.callback(state.close)
             return state
@@ -47,9 +47,9 @@ def make_worker(tmp_path: Path) -> Iterator[Callable[[Device], WorkerState]]:
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Iterator[Reservations]:
+def table() -> Iterator[Reservations]:
     """The table as the driver of the workers' run sees it."""
-    with Reservations(run=str(tmp_path)) as reservations:
+    with Reservations(run=TAG) as reservations:
         yield reservations
 
 
@@ -114,7 +114,7 @@ def test_a_process_that_works_no_more_holds_nothing_as_ours(
     """A notebook with a `LocalCluster` in its own process goes on when the scheduler is closed."""
     monkeypatch.setattr("scheduler.execution.worker.states_here", list)  # an earlier test's may still close
     host = replace(HOST, uuid=f"CPU-{TAG}")
-    worker = WorkerState(WorkerSettings(str(tmp_path), (host,)), host, host)
+    worker = WorkerState(WorkerSettings(TAG, str(tmp_path), (host,)), host, host)
     try:
         worker.report_memory()
         assert mine(table, host).held_bytes
@@ -225,7 +225,7 @@ def test_what_could_not_be_charged_is_not_noted(
 def test_pools_of_a_virtual_device_are_bounded_under_its_own_number(tmp_path: Path) -> None:
     """OpenCL and JAX arrays for virtual GPU 1 live on their logical device 1."""
     second = Device(f"VIRTUAL-{TAG}-1", "virtual1", DeviceKind.VIRTUAL, 2000)
-    settings = WorkerSettings(str(tmp_path), (VIRTUAL, second, HOST), virtual_tag=TAG)
+    settings = WorkerSettings(TAG, str(tmp_path), (VIRTUAL, second, HOST), virtual_tag=TAG)
     state = WorkerState(settings, second, HOST)
     try:
         number = state.gpu_id("pyclesperanto")

@@ -1,5 +1,6 @@
-"""State that a run doesn't use on a device goes when another run requests the room, and only then."""
+"""State that a run doesn't use goes when another run requests its room, in a thread of its own."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from scheduler.core.model import Device, DeviceKind
 from scheduler.execution.yielding import LOOK_S, UNUSED_S, Yielding
 from scheduler.host.reading import Reading
+from scheduler.host.requests import Requests
 from scheduler.host.reservations import Grant, Reservations
 
 MIB = 1 << 20
@@ -20,20 +22,25 @@ class Residents:
 
     def __init__(self, table: Reservations) -> None:
         self._table = table
-        self.evicted: list[str] = []
+        self.torn_down = threading.Event()
+        self.torn_down.set()
+        self.in_use = False
         grant = table.reserve("model", {GPU.uuid: 30 * MIB}, read=read)
         assert isinstance(grant, Grant)
         self._grant: Grant | None = grant
 
-    def unused(self, since: float) -> int:
-        return 30 * MIB if since >= 0 and self._grant is not None else 0
+    def unused(self, now: float, for_s: float) -> dict[str, int]:
+        return {"model": 30 * MIB} if now >= for_s and self._grant is not None else {}
 
-    def make_room(self, *, unused_since: float, why: str) -> None:
-        assert self.unused(unused_since)
+    def evict(self, name: str) -> bool:
+        assert name == "model"
         assert self._grant is not None
+        if self.in_use:
+            return False
+        assert self.torn_down.wait(20)
         self._table.release(self._grant)
         self._grant = None
-        self.evicted.append(why)
+        return True
 
 
 def read(uuid: str) -> Reading:
@@ -48,72 +55,91 @@ def others(tmp_path: Path) -> Iterator[Reservations]:
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Iterator[Reservations]:
+def residents(tmp_path: Path) -> Iterator[Residents]:
     with Reservations(tmp_path / "table", run="own") as table:
-        yield table
+        yield Residents(table)
 
 
 @pytest.fixture
-def residents(table: Reservations) -> Residents:
-    return Residents(table)
+def told() -> list[tuple[str, str]]:
+    """What has gone, and why."""
+    return []
 
 
 @pytest.fixture
-def yielding(table: Reservations, residents: Any) -> Yielding:
-    return Yielding(GPU, residents, table, read)
+def yielding(residents: Any, told: list[tuple[str, str]]) -> Yielding:
+    requests = Requests(residents._table)
+    return Yielding(
+        GPU,
+        residents,
+        requests,
+        read=read,
+        accounting=threading.Lock(),
+        on_evicted=lambda *news: told.append(news),
+    )
 
 
-def seen(others: Reservations) -> int:
+def offered(others: Reservations) -> int:
     """What another run could request."""
     return sum(process.unused_bytes for process in others.processes(GPU.uuid))
 
 
-def test_what_is_unused_for_a_while_is_shown_until_the_end(yielding: Yielding, others: Reservations) -> None:
+def ended(yielding: Yielding) -> None:
+    assert yielding._evicting is not None
+    yielding._evicting.join(20)
+
+
+def test_what_is_unused_for_a_while_is_offered_until_the_end(
+    yielding: Yielding, others: Reservations
+) -> None:
     yielding.look(UNUSED_S - 0.1)
-    assert seen(others) == 0
+    assert offered(others) == 0
     yielding.look(UNUSED_S)
-    assert seen(others) == 30 * MIB
-    yielding.close()
-    assert seen(others) == 0
+    assert offered(others) == 30 * MIB
+    yielding.withdraw()
+    assert offered(others) == 0
 
 
-def test_it_goes_when_that_makes_the_room_and_the_reason_is_told(
-    yielding: Yielding, residents: Residents, others: Reservations
+def test_it_goes_when_it_is_requested_and_the_reason_is_told(
+    yielding: Yielding, told: list[tuple[str, str]], others: Reservations
 ) -> None:
     yielding.look(UNUSED_S)
-    assert residents.evicted == [], "nobody asks"
-    others.request(GPU.uuid, 80 * MIB)
+    Requests(others).request(GPU.uuid, 80 * MIB)
     yielding.look(UNUSED_S + LOOK_S / 2)
-    assert residents.evicted == [], "the table isn't read each time"
+    assert yielding._evicting is None, "the table isn't read each time"
     yielding.look(UNUSED_S + LOOK_S)
-    assert residents.evicted == ["another run needs 80 MiB on gpu0: unused state goes"]
+    ended(yielding)
+    assert told == [("model", "model is put away: another run needs 80 MiB on gpu0")]
     yielding.look(UNUSED_S + 2 * LOOK_S)
-    assert seen(others) == 0
+    assert offered(others) == 0
     assert isinstance(others.reserve("big", {GPU.uuid: 80 * MIB}, read=read), Grant)
 
 
-@pytest.mark.parametrize(
-    ("nbytes", "why"), [(70 * MIB, "it is free already"), (101 * MIB, "nobody is helped")]
-)
-def test_it_stays_where_that_changes_nothing(
-    yielding: Yielding, residents: Residents, others: Reservations, nbytes: int, why: str
+def test_a_teardown_that_takes_long_holds_nobody_up(
+    yielding: Yielding, residents: Residents, told: list[tuple[str, str]], others: Reservations
 ) -> None:
-    others.request(GPU.uuid, nbytes)
+    residents.torn_down.clear()
+    Requests(others).request(GPU.uuid, 80 * MIB)
+    for turn in range(4):
+        yielding.look(UNUSED_S + turn * LOOK_S)
+    assert told == []
+    residents.torn_down.set()
+    yielding.close()
+    assert [name for name, _ in told] == ["model"]
+
+
+def test_what_was_taken_up_again_stays_and_is_offered_later(
+    yielding: Yielding, residents: Residents, told: list[tuple[str, str]], others: Reservations
+) -> None:
+    residents.in_use = True
+    requests = Requests(others)
+    requests.request(GPU.uuid, 80 * MIB)
     yielding.look(UNUSED_S)
-    assert residents.evicted == [], why
-
-
-def test_what_the_own_run_requests_is_not_asked_of_itself(
-    yielding: Yielding, residents: Residents, table: Reservations
-) -> None:
-    table.request(GPU.uuid, 80 * MIB)
-    yielding.look(UNUSED_S)
-    assert residents.evicted == []
-
-
-def test_state_in_use_is_not_requested(
-    yielding: Yielding, residents: Residents, others: Reservations
-) -> None:
-    others.request(GPU.uuid, 80 * MIB)
-    yielding.look(UNUSED_S / 2)
-    assert residents.evicted == []
+    ended(yielding)
+    assert (told, offered(others)) == ([], 0)
+    yielding.look(UNUSED_S + LOOK_S / 2)
+    assert offered(others) == 30 * MIB
+    residents.in_use = False
+    yielding.look(UNUSED_S + LOOK_S)
+    ended(yielding)
+    assert [name for name, _ in told] == ["model"]

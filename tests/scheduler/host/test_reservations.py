@@ -7,7 +7,6 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -19,7 +18,7 @@ from pools.holder import held_by
 from pools.virtual import VirtualDeviceMemory
 from scheduler.core.model import DeviceSnapshot, ProcessMemory
 from scheduler.host.reading import Reading
-from scheduler.host.reservations import REQUEST_S, Denial, Grant, Reservations
+from scheduler.host.reservations import Denial, Grant, Reservations
 
 GIB, MIB = 1 << 30, 1 << 20
 
@@ -108,36 +107,16 @@ def test_impossible_measurements_are_refused(table):
     assert table.processes("gpu") == ()
 
 
-def test_other_runs_see_what_a_run_does_not_use_and_it_sees_what_they_request(tmp_path, monkeypatch):
+def test_of_a_process_of_two_runs_each_has_its_own(tmp_path):
     path = tmp_path / "own" / "table.sqlite"
     with Reservations(path, run="a") as ours, Reservations(path, run="b") as theirs:
-
-        def unused(table):
-            return [process.unused_bytes for process in table.processes("gpu")]
-
-        theirs.reserve("model", {"gpu": 6 * GIB}, read=reading())
-        theirs.note_unused_state("gpu", 6 * GIB)
-        assert (unused(ours), unused(theirs), ours.processes("other")) == ([6 * GIB], [0], ())
-        theirs.note_unused_state("gpu", 0)
-        assert unused(ours) == [0]
-        ours.request("gpu", 3 * GIB)
-        ours.request("gpu", 4 * GIB)
-        assert (theirs.requested("gpu"), ours.requested("gpu"), theirs.requested("other")) == (
-            [4 * GIB], [], [],
-        )  # fmt: skip
-        at = time.time() + REQUEST_S
-        later = SimpleNamespace(time=lambda: at)
-        monkeypatch.setattr("scheduler.host.reservations.time", later)
-        assert theirs.requested("gpu") == []
-
-
-def test_whose_a_process_is_goes_by_what_it_holds(tmp_path):
-    """Two runs in one process: one of them has state there that it doesn't use."""
-    path = tmp_path / "own" / "table.sqlite"
-    with Reservations(path, run="a") as ours, Reservations(path, run="b") as theirs:
-        theirs.note_unused_state("gpu", GIB)
         ours.reserve("j", {"gpu": GIB}, read=reading())
-        assert [(each.ours, each.unused_bytes) for each in ours.processes("gpu")] == [(True, GIB)]
+        theirs.reserve("x", {"gpu": 2 * GIB}, read=reading())
+        for table in (ours, theirs):
+            table.measure("gpu", 3 * GIB, 0)  # whoever measures last
+            for seen, other in ((ours, 2 * GIB), (theirs, GIB)):
+                (process,) = seen.processes("gpu")
+                assert (process.ours, process.reserved_bytes, process.of_other_runs) == (True, 3 * GIB, other)
 
 
 def test_a_dead_process_counts_no_more(table):
