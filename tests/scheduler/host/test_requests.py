@@ -110,7 +110,7 @@ def test_a_request_is_over_once_its_run_is_granted_something_there(open_run: Ope
     (ours, requests), (theirs, notes) = open_run("ours"), open_run("theirs")
     keep(theirs, 60)
     notes.note_unused(GPU, 60)
-    requests.request(GPU, 90)
+    requests.request(GPU, 45)
     keep(ours, 30)
     assert notes.give_up(GPU, 60, read=read) == 0
 
