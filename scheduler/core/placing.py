@@ -303,13 +303,13 @@ class Placer:
             return
         if account.requested[0] == job_id and now < account.requested[1]:
             return
-        if record.requested_on != uuid and now < record.requested_until:
+        if record.requested_on not in (None, uuid) and now < record.requested_until:
             return
-        if record.requested_on == uuid and now >= record.requested_until:
-            record.requested_on = None  # the others' turn
+        record.requested_on, record.requested_until = _turn(
+            record.requested_on, record.requested_until, uuid, now
+        )
+        if record.requested_on is None:
             return
-        if record.requested_on != uuid:
-            record.requested_on, record.requested_until = uuid, now + ROOM_S
         account.requested = job_id, now + REQUEST_AGAIN_S
         reason = (
             f"{job_id} needs {gib(need)} on {account.device.name}, where {gib(max(0, account.free))} are "
@@ -321,12 +321,8 @@ class Placer:
 
     def _evict(self, account: DeviceAccount, name: str, group: Group, option: Option, free: int) -> None:
         record, now = group.oldest(), self.state.now
-        if record.room_on == account.device.uuid and now >= record.room_until:
-            record.room_on = None  # the others' turn
-            return
-        if record.room_on != account.device.uuid:
-            record.room_on, record.room_until = account.device.uuid, now + ROOM_S
-        if name in account.evicting:
+        record.room_on, record.room_until = _turn(record.room_on, record.room_until, account.device.uuid, now)
+        if record.room_on is None or name in account.evicting:
             return
         account.evicting.add(name)
         nbytes = account.residents[name]
@@ -336,6 +332,13 @@ class Placer:
         )
         inputs = {"need": option.need, "free": free, "idle_state": nbytes}
         self.out.append(Evict(account.device.uuid, name, Decision(Verdict.RECLAIM, reason, inputs)))
+
+
+def _turn(on: str | None, until: float, uuid: str, now: float) -> tuple[str | None, float]:
+    """Where room is made for a job, and until when, as a device is looked at; None: others have a turn."""
+    if on != uuid:
+        return uuid, now + ROOM_S
+    return (on, until) if now < until else (None, 0.0)
 
 
 def _is_short(group: Group, option: Option) -> bool:

@@ -360,6 +360,18 @@ def test_a_request_is_made_again_while_the_job_waits():
     assert len(requested(world)) == 2
 
 
+def test_a_job_that_was_refused_where_it_began_asks_again():
+    world = crowded(gpu(total=8), unused=3)
+    world.add(*big())
+    later(world, 1)
+    world.other_run_reserves("g0", 1)
+    assert list(world.running) == ["b0"]
+    world.end("b0", Refused("somebody was quicker"), after=0.1)
+    world.other_run_reserves("g0", 4, 3)
+    later(world, REQUEST_AGAIN_S)
+    assert requested(world) == [("g0", "b0")] * 2
+
+
 def test_the_next_job_that_lacks_room_does_not_wait_to_ask():
     world = crowded(gpu(total=8), unused=3)
     world.add(*big(2))
