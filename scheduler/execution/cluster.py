@@ -75,9 +75,8 @@ def local_cluster(
     Raises
     ------
     ClusterError
-        They don't start, `metrics_port` is taken, or see `check_main`.
+        They don't start, or `metrics_port` is taken.
     """
-    check_main()
     if metrics_port is not None:
         _check_port(metrics_port)
     cores = usable_cores()

@@ -231,6 +231,16 @@ class World:
         told = AttemptReport(outcome, worker_pid=1, **report)
         self.driver.hear(Ended(task.job_id, task.number, told, returned))
 
+    def replace_when_restarted(self, address: str, by: str) -> None:
+        """Once the driver has restarted a worker process, another one comes in its place."""
+
+        def look(_state: str) -> None:
+            if self.client.restarted and self.fleet.get(by) is None:
+                self.leave(address)
+                self.join(by)
+
+        self.record.on_moment = look
+
     def run(self, *jobs: Job) -> str:
         """Run the jobs to their end; returns the state of the run."""
         self.driver.add(jobs)

@@ -174,14 +174,9 @@ def test_nothing_is_given_to_a_worker_that_ends_with_its_attempt() -> None:
         else:
             world.end(future)
 
-    def back(_state: str) -> None:
-        if world.client.restarted and world.fleet.get("w2") is None:
-            world.leave("w1")
-            world.join("w2")
-
     world = World(work)
     world.join("w1")
-    world.record.on_moment = back
+    world.replace_when_restarted("w1", by="w2")
     assert world.run(job("a", timeout_s=5.0), job("b")) == "done"
     assert [(future.task.job_id, future.address) for future in world.futures] == [("a", "w1"), ("b", "w2")]
 
@@ -193,15 +188,10 @@ def test_neighbours_of_an_attempt_that_took_too_long_are_requeued_without_a_stri
         elif len(world.futures) > 2:
             world.end(future)
 
-    def gone(_state: str) -> None:
-        if world.client.restarted and world.fleet.get("w2") is None:
-            world.leave("w1")
-            world.join("w2")
-
     world = World(work)
     world.join("w1", slots=2)
     world.dispatcher.estimates.observe_host_peak("kind", "kind", ON_CPU, MIB)
-    world.record.on_moment = gone
+    world.replace_when_restarted("w1", by="w2")
     assert world.run(job("a", timeout_s=5.0), job("b")) == "done"
     died, done = world.record.outcomes["b"]
     assert isinstance(died, WorkerDied)

@@ -200,10 +200,8 @@ def test_a_worker_is_silent_once_nothing_was_heard_of_it_for_a_while() -> None:
     assert not watchdog.fell_silent(("c", 1), 1000.0)
 
 
-def run_two_overdue(monkeypatch: pytest.MonkeyPatch) -> World:
+def run_two_overdue() -> World:
     """Two jobs, a and b, that have both had their time in one process; what comes after them is done."""
-    monkeypatch.setattr("scheduler.execution.driver.TICK_S", 0.005)
-    monkeypatch.setattr("scheduler.execution.driver.JUDGEMENT_S", 0.0)
 
     def work(future: FakeFuture) -> None:
         if len(world.futures) == 2:
@@ -212,23 +210,17 @@ def run_two_overdue(monkeypatch: pytest.MonkeyPatch) -> World:
         elif len(world.futures) > 2:
             world.end(future)
 
-    def gone(_state: str) -> None:
-        if world.client.restarted and world.fleet.get("w2") is None:
-            world.leave("w1")
-            world.join("w2")
-
     world = World(work)
     world.join("w1", slots=2)
     world.dispatcher.estimates.observe_host_peak("kind", "kind", ON_CPU, MIB)
-    world.record.on_moment = gone
+    world.replace_when_restarted("w1", by="w2")
     assert world.run(job("a", timeout_s=5.0), job("b", timeout_s=5.0)) == "done"
     return world
 
 
-def test_of_two_that_are_overdue_in_one_process_only_the_first_has_timed_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    world = run_two_overdue(monkeypatch)
+@pytest.mark.usefixtures("impatient_driver")
+def test_of_two_that_are_overdue_in_one_process_only_the_first_has_timed_out() -> None:
+    world = run_two_overdue()
     assert [type(each) for each in world.record.outcomes["a"]] == [TimedOut]
     died, done = world.record.outcomes["b"]
     assert isinstance(died, WorkerDied)
@@ -236,9 +228,10 @@ def test_of_two_that_are_overdue_in_one_process_only_the_first_has_timed_out(
     assert isinstance(done, Done)
 
 
+@pytest.mark.usefixtures("impatient_driver")
 def test_of_two_in_a_silent_process_each_is_a_suspect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scheduler.execution.watchdog.STUCK_S", 0.0)
-    world = run_two_overdue(monkeypatch)
+    world = run_two_overdue()
     for name in ("a", "b"):
         died, done = world.record.outcomes[name]
         assert isinstance(died, WorkerDied)
